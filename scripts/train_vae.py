@@ -1,0 +1,65 @@
+"""Train the autoencoder: `python scripts/train_vae.py CONFIG [--cfg-options key=value ...]`.
+
+Two stages (2D on frames, temporal on chunks), then shift and scale from the data; resumes where it stopped.
+"""
+import argparse
+import logging
+from dataclasses import fields
+from pathlib import Path
+
+import torch
+from mmengine.config import DictAction
+from rich.logging import RichHandler
+
+from opensora.registry import DATASETS, MODELS, build_module
+from opensora.training.crops import chunk_batch, frame_batch
+from opensora.training.loop import LoopConfig, TrainingRun
+from opensora.training.vae_objective import SpatialObjective, TemporalObjective, fit_shift_and_scale
+from opensora.utils.config import check_keys, read_config
+from opensora.utils.weights import save_weights
+
+KEYS = {"model", "dataset", "stages", "statistics_clips", "out"}
+STAGES = {"spatial": (SpatialObjective, frame_batch), "temporal": (TemporalObjective, chunk_batch)}
+
+
+def run_stage(vae, dataset, stage: dict, folder: Path) -> None:
+    """Train one part; `stage` holds kind, batch (clips, frames, size), objective and the loop's settings."""
+    stage = dict(stage)
+    kind, batch, objective = stage.pop("kind"), stage.pop("batch"), stage.pop("objective", {})
+    if kind not in STAGES:
+        raise ValueError(f"stages: kind={kind!r}; allowed: {', '.join(STAGES)}")
+    check_keys(stage, [f.name for f in fields(LoopConfig)], f"stages ({kind})")
+    make_objective, make_batch = STAGES[kind]
+    if kind == "temporal":
+        vae.spatial_vae.requires_grad_(False)
+    module = make_objective(vae, **objective)
+    run = TrainingRun(module, module, lambda step: make_batch(dataset, step, **batch), LoopConfig(**stage), folder)
+    averaged = run.run(lambda row: logging.info("%s %s", kind, "  ".join(f"{k} {v:.4g}" for k, v in row.items())))
+    module.load_state_dict(averaged.state_dict())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("config")
+    parser.add_argument("--cfg-options", nargs="+", action=DictAction, metavar="KEY=VALUE")
+    args = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[RichHandler(show_path=False)])
+    config = read_config(args.config, args.cfg_options)
+    check_keys(config, KEYS, args.config)
+
+    vae = build_module(config.model, MODELS)
+    vae.spatial_vae.module.to(memory_format=torch.channels_last)
+    vae.temporal_vae.to(memory_format=torch.channels_last_3d)
+    dataset = build_module(config.dataset, DATASETS)
+    out = Path(config.out)
+    for number, stage in enumerate(config.stages):
+        run_stage(vae, dataset, stage, out / f"{number}_{stage['kind']}")
+    vae.eval()
+    fit_shift_and_scale(vae, [dataset[i]["video"][None] for i in range(config.statistics_clips)])
+    sizes = {k: config.model[k] for k in ("spatial_config", "temporal_config") if k in config.model}
+    save_weights(vae, out / "vae", {"model_type": "OpenSoraVAE_V1_2", **sizes})
+    logging.info("wrote %s", out / "vae")
+
+
+if __name__ == "__main__":
+    main()
