@@ -1,0 +1,192 @@
+"""T5 captions: text -> token embeddings for the video transformer.  B captions, L tokens, C channels."""
+from __future__ import annotations
+
+import importlib.util
+import logging
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, T5EncoderModel
+from transformers.utils import logging as transformers_logging
+
+from opensora.models.text_encoder.caption_cleaning import text_preprocessing
+from opensora.registry import MODELS
+
+__all__ = ["T5Encoder", "text_preprocessing"]
+
+logger = logging.getLogger(__name__)
+ALLOWED = "a local folder in Hugging Face layout (tokenizer, config.json, weights) or a hub id such as " \
+          "DeepFloyd/t5-v1_1-xxl"
+
+
+@MODELS.register_module("t5")
+class T5Encoder:
+    """T5 encoder and its tokenizer.  Not an nn.Module: the null caption belongs to the transformer.
+
+    from_pretrained: local folder or hub id with tokenizer and encoder (config key
+    `text_encoder.from_pretrained`).
+    model_max_length: L; shorter captions are padded to it, longer ones cut with a warning (published: 300).
+    clean_caption: clean captions as in training (`text_preprocessing`); False takes them as they are.
+    shardformer: run the encoder through colossalai's fused kernels (optional package).
+    Set `y_embedder` to the transformer's caption embedder before asking for `null`.
+    Raises FileNotFoundError where the weights cannot be had, ValueError for values that cannot work.
+    """
+
+    def __init__(
+        self,
+        from_pretrained: str | None = None,
+        model_max_length: int = 120,
+        device: str | torch.device = "cuda",
+        dtype: torch.dtype = torch.float,
+        cache_dir: str | None = None,
+        shardformer: bool = False,
+        local_files_only: bool = False,
+        clean_caption: bool = True,
+    ) -> None:
+        if model_max_length < 1:
+            raise ValueError(f"text_encoder.model_max_length={model_max_length}; allowed: 1 or more tokens")
+        if torch.device(device).type == "cuda" and not torch.cuda.is_available():
+            raise ValueError(f"device={str(device)!r} for the text encoder, but CUDA is not available; "
+                             "allowed here: cpu")
+        where = {"cache_dir": cache_dir, "local_files_only": local_files_only}
+        self.tokenizer, self.model = _load(from_pretrained, dtype, where)
+        self.model_max_length = model_max_length
+        self.clean_caption = clean_caption
+        self.y_embedder: nn.Module | None = None
+        if shardformer:
+            self.model = _shard(self.model).to(dtype)
+        self.model.eval()
+        self.to(device)
+
+    @classmethod
+    def from_parts(
+        cls,
+        model: T5EncoderModel,
+        tokenizer: PreTrainedTokenizerBase,
+        model_max_length: int,
+        clean_caption: bool = True,
+    ) -> T5Encoder:
+        """Encoder around a model built elsewhere, such as a new one that is to be trained."""
+        self = cls.__new__(cls)
+        self.model, self.tokenizer = model, tokenizer
+        self.model_max_length, self.clean_caption, self.y_embedder = model_max_length, clean_caption, None
+        return self
+
+    @property
+    def output_dim(self) -> int:
+        return self.model.config.d_model
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.model.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return next(self.model.parameters()).dtype
+
+    def to(self, device: str | torch.device) -> T5Encoder:
+        """Move the weights; `y_embedder` stays with its transformer."""
+        self.model.to(device)
+        return self
+
+    def tokenize(self, text: list[str]) -> tuple[Tensor, Tensor]:
+        """Captions, cleaned if so chosen -> ids [B, L] and mask [B, L] (1 token, 0 padding), on the CPU."""
+        if isinstance(text, str):
+            raise TypeError(f"text={text[:40]!r} is one string; allowed: a list of captions")
+        text = [text_preprocessing(t) for t in text] if self.clean_caption else list(text)
+        tokens = self.tokenizer(
+            text, max_length=self.model_max_length, padding="max_length", truncation=True,
+            return_attention_mask=True, add_special_tokens=True, return_tensors="pt",
+        )
+        ids, mask = tokens["input_ids"], tokens["attention_mask"]
+        for i in mask.all(dim=1).nonzero().flatten().tolist():  # full rows: exactly fitting or cut
+            self._warn_if_cut(text[i])
+        return ids, mask
+
+    def embed(self, ids: Tensor, mask: Tensor) -> Tensor:
+        """ids, mask [B, L] -> embeddings [B, L, C], with gradients where they are on."""
+        ids, mask = ids.to(self.device), mask.to(self.device)
+        return self.model(input_ids=ids, attention_mask=mask).last_hidden_state
+
+    @torch.no_grad()
+    def encode(self, text: list[str]) -> dict[str, Tensor]:
+        """Captions -> {"y": [B, 1, L, C], "mask": [B, L]}, detached, on the encoder's device."""
+        ids, mask = self.tokenize(text)
+        return {"y": self.embed(ids, mask)[:, None], "mask": mask.to(self.device)}
+
+    def null(self, n: int) -> Tensor:
+        """The null caption of classifier-free guidance, n times: [n, 1, L, C]."""
+        if self.y_embedder is None:
+            raise RuntimeError("the null caption is the transformer's: "
+                               "set text_encoder.y_embedder = model.y_embedder first")
+        return self.y_embedder.y_embedding[None].repeat(n, 1, 1)[:, None]
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write tokenizer and weights in the layout that `from_pretrained` reads."""
+        self.tokenizer.save_pretrained(folder)
+        with _NoProgressBars():
+            self.model.save_pretrained(folder)
+
+    def _warn_if_cut(self, text: str) -> None:
+        length = len(self.tokenizer(text, truncation=False, verbose=False)["input_ids"])
+        if length > self.model_max_length:
+            start = text if len(text) <= 60 else f"{text[:60]}..."
+            logger.warning("caption %r has %d tokens; what follows the first %d is ignored",
+                           start, length, self.model_max_length)
+
+
+class _NoProgressBars:
+    """transformers draws a bar for every load and save; a library should not."""
+
+    def __enter__(self) -> None:
+        self.shown = transformers_logging.is_progress_bar_enabled()
+        transformers_logging.disable_progress_bar()
+
+    def __exit__(self, *error: object) -> None:
+        if self.shown:
+            transformers_logging.enable_progress_bar()
+
+
+def _load(
+    source: str | None, dtype: torch.dtype, where: dict[str, Any]
+) -> tuple[PreTrainedTokenizerBase, T5EncoderModel]:
+    key, allowed = f"text_encoder.from_pretrained={source!r}", f"allowed: {ALLOWED}"
+    if not source:
+        raise ValueError(f"{key}; {allowed}")
+    path = Path(source).expanduser()
+    if path.is_dir():
+        source = str(path)
+        if not (path / "config.json").is_file():
+            raise FileNotFoundError(f"{key} has no config.json; {allowed}")
+    elif path.exists() or source.count("/") > 1 or source[0] in "./~":
+        raise FileNotFoundError(f"{key} is no folder; {allowed}")
+    try:
+        with _NoProgressBars():
+            tokenizer = AutoTokenizer.from_pretrained(source, **where)
+            model, info = T5EncoderModel.from_pretrained(
+                source, dtype=dtype, output_loading_info=True, **where)
+    except Exception as error:  # OSError, ValueError, KeyError, and errors of safetensors and of the hub
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        raise FileNotFoundError(f"{key} could not be loaded ({reason}); {allowed}") from error
+    # transformers fills absent weights with random ones and only logs it
+    if absent := sorted(info["missing_keys"]):
+        names = ", ".join(absent[:3])
+        raise ValueError(f"{key} lacks {len(absent)} weights of a T5 encoder, such as {names}")
+    return tokenizer, model.to(dtype)
+
+
+def _shard(model: T5EncoderModel) -> nn.Module:
+    if importlib.util.find_spec("colossalai") is None:
+        raise ValueError("text_encoder.shardformer=True needs the optional package colossalai; "
+                         "install it or set shardformer=False")
+    try:
+        from colossalai.shardformer import ShardConfig, ShardFormer
+
+        config = ShardConfig(enable_tensor_parallelism=False, enable_jit_fused=True)
+        return ShardFormer(shard_config=config).optimize(model)[0].requires_grad_(False)
+    except Exception as error:
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"
+        raise ValueError("text_encoder.shardformer=True, but colossalai is not usable here "
+                         f"({reason}); set shardformer=False") from error

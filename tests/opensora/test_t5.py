@@ -1,0 +1,176 @@
+"""Captions become token embeddings: cleaned, padded, cut with a warning, and trainable."""
+import logging
+
+import pytest
+import torch
+from torch import nn
+from transformers import AutoTokenizer, T5Config, T5EncoderModel
+
+from opensora.models.text_encoder.t5 import T5Encoder
+from opensora.models.text_encoder.word_tokenizer import build_word_tokenizer
+from opensora.registry import MODELS
+
+WORDS = ["a", "red", "blue", "circle", "square", "moves", "left", "."]  # ids 3 ... 10
+
+
+def tiny_model(d_model: int = 16) -> T5EncoderModel:
+    torch.manual_seed(0)
+    return T5EncoderModel(T5Config(
+        vocab_size=3 + len(WORDS), d_model=d_model, d_kv=8, d_ff=32, num_layers=2, num_heads=2,
+        feed_forward_proj="gated-gelu"))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> str:
+    path = tmp_path_factory.mktemp("t5")
+    T5Encoder.from_parts(tiny_model(), build_word_tokenizer(WORDS), 10).save_pretrained(path)
+    return str(path)
+
+
+def load(folder: str, **kwargs) -> T5Encoder:
+    return T5Encoder(**{"from_pretrained": folder, "model_max_length": 8, "device": "cpu"} | kwargs)
+
+
+def test_words_get_ids_in_their_order_after_the_special_ones():
+    tokenizer = build_word_tokenizer(WORDS)
+    assert tokenizer("A RED  circle.")["input_ids"] == [3, 4, 6, 10, 1]
+    assert tokenizer("a green circle")["input_ids"] == [3, 2, 6, 1]
+    assert (tokenizer.pad_token_id, tokenizer.eos_token_id, tokenizer.unk_token_id) == (0, 1, 2)
+
+
+def test_a_tokenizer_comes_back_from_its_folder(folder):
+    again = AutoTokenizer.from_pretrained(folder)
+    assert again(["a blue square", "left"], padding=True)["input_ids"] == [[3, 5, 7, 1], [9, 1, 0, 0]]
+
+
+@pytest.mark.parametrize("words", [[], ["Red"], ["two words"], ["red."], [""]])
+def test_words_that_no_caption_can_yield_are_refused(words):
+    with pytest.raises(ValueError, match="words="):
+        build_word_tokenizer(words)
+
+
+def test_config_name_builds_it(folder):
+    encoder = MODELS.build({"type": "t5", "from_pretrained": folder, "model_max_length": 8, "device": "cpu"})
+    assert isinstance(encoder, T5Encoder) and encoder.output_dim == 16 and encoder.model_max_length == 8
+
+
+def test_encode_gives_what_the_transformer_takes(folder):
+    out = load(folder).encode(["a red circle", "a blue square moves left ."])
+    assert out["y"].shape == (2, 1, 8, 16) and not out["y"].requires_grad
+    assert out["mask"].tolist() == [[1, 1, 1, 1, 0, 0, 0, 0], [1, 1, 1, 1, 1, 1, 1, 0]]
+
+
+def test_padding_does_not_change_a_caption(folder):
+    short, long = load(folder, model_max_length=4), load(folder, model_max_length=8)
+    caption = ["a red circle"]
+    torch.testing.assert_close(short.encode(caption)["y"], long.encode(caption)["y"][:, :, :4])
+
+
+def test_captions_are_cleaned_as_in_training_unless_switched_off(folder):
+    ids, _ = load(folder).tokenize(["(Red)+<b>circle</b> www.example.com/x"])
+    assert ids[0].tolist() == [4, 6, 1, 0, 0, 0, 0, 0]
+    ids, _ = load(folder, clean_caption=False).tokenize(["red (circle)"])
+    assert ids[0].tolist() == [4, 2, 6, 2, 1, 0, 0, 0]
+
+
+def test_an_over_long_caption_is_cut_with_a_warning(folder, caplog):
+    encoder = load(folder, model_max_length=5)
+    with caplog.at_level(logging.WARNING):
+        ids, mask = encoder.tokenize(["a red circle moves left .", "a red circle ."])
+    assert ids.tolist() == [[3, 4, 6, 8, 1], [3, 4, 6, 10, 1]] and mask.all()
+    (message,) = [r.getMessage() for r in caplog.records]
+    assert "'a red circle moves left .'" in message and "7 tokens" in message and "first 5" in message
+
+
+def test_a_caption_that_just_fits_warns_of_nothing(folder, caplog):
+    with caplog.at_level(logging.WARNING):
+        load(folder, model_max_length=5).tokenize(["a red circle ."])
+    assert not caplog.records
+
+
+def test_training_gets_gradients_and_sampling_does_not(folder):
+    encoder = load(folder)
+    ids, mask = encoder.tokenize(["a red circle"])
+    encoder.embed(ids, mask).sum().backward()
+    assert all(p.grad is not None for p in encoder.model.encoder.block.parameters())
+    assert not encoder.encode(["a red circle"])["y"].requires_grad
+
+
+def test_weights_come_in_the_dtype_asked_for(folder):
+    encoder = load(folder, dtype=torch.bfloat16)
+    assert encoder.dtype == torch.bfloat16
+    assert {p.dtype for p in encoder.model.parameters()} == {torch.bfloat16}
+    assert encoder.encode(["a red circle"])["y"].dtype == torch.bfloat16
+
+
+def test_null_is_the_transformers_and_stays_there(folder):
+    encoder = load(folder)
+    with pytest.raises(RuntimeError, match="y_embedder"):
+        encoder.null(2)
+    encoder.y_embedder = nn.Module()
+    encoder.y_embedder.y_embedding = nn.Parameter(torch.arange(12.0).view(3, 4))
+    null = encoder.to("cpu").null(2)
+    assert null.shape == (2, 1, 3, 4)
+    assert torch.equal(null[1, 0], torch.arange(12.0).view(3, 4))
+
+
+def test_device_follows_a_move(folder):
+    encoder = load(folder)
+    assert encoder.device == torch.device("cpu")
+    assert encoder.to("meta").device == torch.device("meta")
+
+
+@pytest.mark.parametrize("source", [None, "", "./nowhere", "/no/such/folder", "a/b/c"])
+def test_a_missing_folder_is_one_line_with_key_and_value(source):
+    with pytest.raises((ValueError, FileNotFoundError)) as error:
+        load(source)
+    assert f"text_encoder.from_pretrained={source!r}" in str(error.value)
+    assert "local folder" in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_hub_id_that_cannot_be_had_is_one_line():
+    with pytest.raises(FileNotFoundError) as error:
+        load("nobody/no-such-t5", local_files_only=True)
+    message = str(error.value)
+    assert "text_encoder.from_pretrained='nobody/no-such-t5'" in message and "\n" not in message
+
+
+def test_a_folder_without_weights_or_config_is_refused(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"config\.json"):
+        load(str(tmp_path))
+    build_word_tokenizer(WORDS).save_pretrained(tmp_path)
+    tiny_model().config.save_pretrained(tmp_path)
+    with pytest.raises(FileNotFoundError, match="could not be loaded"):
+        load(str(tmp_path))
+
+
+def test_weights_of_another_size_or_number_are_refused(folder, tmp_path):
+    build_word_tokenizer(WORDS).save_pretrained(tmp_path)
+    model = tiny_model()
+    state = {k: v for k, v in model.state_dict().items() if ".block.1." not in k}
+    model.save_pretrained(tmp_path, state_dict=state)
+    with pytest.raises(ValueError, match=r"lacks \d+ weights.*block\.1\."):
+        load(str(tmp_path))
+    tiny_model(d_model=24).save_pretrained(tmp_path)
+    tiny_model(d_model=16).config.save_pretrained(tmp_path)
+    with pytest.raises((ValueError, FileNotFoundError), match=r"text_encoder\.from_pretrained") as error:
+        load(str(tmp_path))
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has CUDA")
+def test_cuda_where_there_is_none_is_refused(folder):
+    with pytest.raises(ValueError, match="device='cuda'.*not available"):
+        load(folder, device="cuda")
+
+
+def test_shardformer_without_colossalai_names_the_package(folder):
+    with pytest.raises(ValueError, match=r"shardformer=True.*colossalai"):
+        load(folder, shardformer=True)
+
+
+def test_bad_arguments_are_refused(folder):
+    with pytest.raises(ValueError, match="model_max_length=0"):
+        load(folder, model_max_length=0)
+    with pytest.raises(TypeError, match="list of captions"):
+        load(folder).encode("a red circle")
