@@ -1,0 +1,137 @@
+"""Attention: over the patches of a frame, over the frames of a patch, and from tokens to the caption.
+
+Legend: B rows, H heads, N tokens, D head width, C = H*D, L caption tokens.
+"""
+from __future__ import annotations
+
+import importlib.util
+from dataclasses import dataclass
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+BACKENDS = {"sdpa": None, "flash-attn": "flash_attn", "xformers": "xformers"}
+# On CPU many short sequences are faster as plain products than in SDPA's kernel: docs/performance.md
+SHORT_SEQUENCE = 32
+
+
+def check_backend(backend: str) -> None:
+    """Raise ValueError for an unknown backend, ImportError naming the package for a missing one."""
+    if backend not in BACKENDS:
+        raise ValueError(f"attention_backend={backend!r}; allowed: {', '.join(BACKENDS)}")
+    package = BACKENDS[backend]
+    if package and importlib.util.find_spec(package) is None:
+        raise ImportError(f"attention_backend={backend!r} needs the package {package!r}, which is not installed; "
+                          "install it, or choose 'sdpa' (enable_flash_attn=False, --flash-attn False)")
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, backend: str = "sdpa") -> Tensor:
+    """softmax(q k^T / sqrt(D)) v.  q: [B, H, N, D]; k, v: [B, H, L, D].  Returns: [B, H, N, D]."""
+    if backend == "flash-attn":
+        from flash_attn import flash_attn_func
+
+        return flash_attn_func(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)).transpose(1, 2)
+    if backend == "xformers":
+        from xformers.ops import memory_efficient_attention
+
+        return memory_efficient_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)).transpose(1, 2)
+    if q.device.type == "cpu" and k.shape[2] <= SHORT_SEQUENCE:
+        weights = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)
+        return weights.softmax(dim=-1, dtype=torch.float32).to(v.dtype) @ v
+    return F.scaled_dot_product_attention(q, k, v)
+
+
+class HeadRMSNorm(nn.Module):
+    """RMS norm of each head's vector, in fp32; the learned weight multiplies after the cast, as in Llama."""
+
+    def __init__(self, width: int, eps: float = 1e-6) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.weight * F.rms_norm(x, (x.shape[-1],), None, self.eps)
+
+
+def rotate(x: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
+    """Rotary position embedding of interleaved pairs (0,1), (2,3), ...  x: [B, H, N, D]; cos, sin: [N, D]."""
+    cos, sin = rope
+    turned = torch.stack((-x[..., 1::2], x[..., ::2]), dim=-1).flatten(-2)
+    return (x * cos + turned * sin).to(x.dtype)
+
+
+class Attention(nn.Module):
+    """Self-attention of sequences [B, N, C]; qk_norm, then RoPE where tables are given."""
+
+    def __init__(self, dim: int, num_heads: int, qk_norm: bool, backend: str) -> None:
+        super().__init__()
+        self.num_heads, self.backend = num_heads, backend
+        self.qkv = nn.Linear(dim, 3 * dim)
+        self.q_norm = HeadRMSNorm(dim // num_heads) if qk_norm else nn.Identity()
+        self.k_norm = HeadRMSNorm(dim // num_heads) if qk_norm else nn.Identity()
+        self.proj = nn.Linear(dim, dim)
+
+    def forward(self, x: Tensor, rope: tuple[Tensor, Tensor] | None = None) -> Tensor:
+        q, k, v = rearrange(self.qkv(x), "b n (three h d) -> three b h n d", three=3, h=self.num_heads)
+        q, k = self.q_norm(q), self.k_norm(k)
+        if rope is not None:
+            q, k = rotate(q, rope), rotate(k, rope)
+        return self.proj(rearrange(attend(q, k, v, self.backend), "b h n d -> b n (h d)"))
+
+
+@dataclass(frozen=True)
+class PackedCaptions:
+    """Captions of different lengths without their padding.
+
+    tokens: [sum(lengths), C].  lengths: caption tokens of each row.
+    """
+
+    tokens: Tensor
+    lengths: tuple[int, ...]
+
+    def groups(self) -> list[tuple[list[int], int]]:
+        """Rows of equal length together: [(rows, length), ...]; usually one group."""
+        rows: dict[int, list[int]] = {}
+        for row, length in enumerate(self.lengths):
+            rows.setdefault(length, []).append(row)
+        return [(r, length) for length, r in rows.items()]
+
+
+# keys and values of one group of rows: (rows, k [b, H, L, D], v [b, H, L, D])
+CaptionKV = list[tuple[list[int], Tensor, Tensor]]
+
+
+class CrossAttention(nn.Module):
+    """Attention from tokens [B, N, C] to each row's own caption.
+
+    Keys and values depend on the caption alone: `keys_values` makes them once for all denoising steps.
+    """
+
+    def __init__(self, dim: int, num_heads: int, backend: str) -> None:
+        super().__init__()
+        self.num_heads, self.backend = num_heads, backend
+        self.q_linear = nn.Linear(dim, dim)
+        self.kv_linear = nn.Linear(dim, 2 * dim)
+        self.proj = nn.Linear(dim, dim)
+
+    def keys_values(self, captions: PackedCaptions) -> CaptionKV:
+        rows = self.kv_linear(captions.tokens).split(captions.lengths)
+        groups = []
+        for members, _ in captions.groups():
+            kv = torch.stack([rows[i] for i in members])
+            k, v = rearrange(kv, "b l (two h d) -> two b h l d", two=2, h=self.num_heads)
+            groups.append((members, k, v))
+        return groups
+
+    def forward(self, x: Tensor, captions: CaptionKV) -> Tensor:
+        q = rearrange(self.q_linear(x), "b n (h d) -> b h n d", h=self.num_heads)
+        if len(captions) == 1:
+            _, k, v = captions[0]
+            out = attend(q, k, v, self.backend)
+        else:  # one product per length: neither padding nor a mask, which would rule out the fast kernels
+            out = torch.empty_like(q)
+            for members, k, v in captions:
+                out[members] = attend(q[members], k, v, self.backend)
+        return self.proj(rearrange(out, "b h n d -> b n (h d)"))
