@@ -103,10 +103,17 @@ class STDiT3Block(nn.Module):
         self.mlp = Mlp(width, int(width * config.mlp_ratio), act_layer=lambda: nn.GELU(approximate="tanh"))
         self.drop_path = DropPath(drop_path) if drop_path > 0.0 else nn.Identity()
         self.scale_shift_table = nn.Parameter(torch.randn(6, width) / width**0.5)
+        self.residual_cache = None  # slot: filled from outside for the length of a sampling run
 
     def forward(self, x: Tensor, t: Tensor, captions: CaptionKV, rope: tuple[Tensor, Tensor], T: int, S: int) -> Tensor:
         """x: [B, (T S), C].  t: [B, F, 6, C]."""
-        return self.compute(x, t, captions, rope, T, S)[0]
+        cache = self.residual_cache
+        if cache is not None and cache.reuse:
+            return cache.add_to(x)
+        x, attn, cross_mlp = self.compute(x, t, captions, rope, T, S)
+        if cache is not None:
+            cache.save(S, attn=attn, cross_mlp=cross_mlp)
+        return x
 
     def compute(
         self, x: Tensor, t: Tensor, captions: CaptionKV, rope: tuple[Tensor, Tensor], T: int, S: int
@@ -180,6 +187,7 @@ class STDiT3(nn.Module):
         self.temporal_blocks = nn.ModuleList(STDiT3Block(config, True, rate) for rate in rates)
         pt, ph, pw = config.patch_size
         self.final_layer = FinalLayer(width, pt * ph * pw * self.out_channels)
+        self.residual_cache = None  # slot of the whole stack of blocks
         self._initialise()
 
     def forward(
@@ -257,11 +265,17 @@ class STDiT3(nn.Module):
 
     def run_blocks(self, x: Tensor, t: Tensor, conditions: Conditions, T: int, S: int) -> Tensor:
         """x: [B, (T S), C] through all blocks, spatial and temporal in turn."""
+        cache = self.residual_cache
+        if cache is not None and cache.reuse:
+            return cache.add_to(x)
+        start = x
         for spatial, temporal, (caption_s, caption_t) in zip(
             self.spatial_blocks, self.temporal_blocks, conditions.captions, strict=True
         ):
             x = spatial(x, t, caption_s, conditions.rope, T, S)
             x = temporal(x, t, caption_t, conditions.rope, T, S)
+        if cache is not None:
+            cache.save(S, stack=x - start)
         return x
 
     def patch_grid(self, latent_size: tuple[int, int, int]) -> tuple[int, int, int]:
