@@ -1,0 +1,2 @@
+"""Samplers; importing this registers them."""
+from opensora.schedulers import rf as rf
