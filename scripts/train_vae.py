@@ -1,4 +1,4 @@
-"""Train the autoencoder: `python scripts/train_vae.py CONFIG [--cfg-options key=value ...]`.
+"""Train the autoencoder: `[torchrun ...] scripts/train_vae.py CONFIG [--cfg-options key=value ...]`.
 
 Two stages (2D on frames, temporal on chunks), then shift and scale from the data; resumes where it stopped.
 """
@@ -11,14 +11,16 @@ import torch
 from mmengine.config import DictAction
 from rich.logging import RichHandler
 
+from opensora.parallel import process_group, rank
 from opensora.registry import DATASETS, MODELS, build_module
 from opensora.training.crops import chunk_batch, frame_batch
 from opensora.training.loop import LoopConfig, TrainingRun
+from opensora.training.vae_init import start_as_downscaler, start_temporal
 from opensora.training.vae_objective import SpatialObjective, TemporalObjective, fit_shift_and_scale
 from opensora.utils.config import check_keys, read_config
 from opensora.utils.weights import save_weights
 
-KEYS = {"model", "dataset", "stages", "statistics_clips", "out"}
+KEYS = {"model", "dataset", "stages", "statistics_clips", "out", "seed"}
 STAGES = {"spatial": (SpatialObjective, frame_batch), "temporal": (TemporalObjective, chunk_batch)}
 
 
@@ -33,9 +35,29 @@ def run_stage(vae, dataset, stage: dict, folder: Path) -> None:
     if kind == "temporal":
         vae.spatial_vae.requires_grad_(False)
     module = make_objective(vae, **objective)
-    run = TrainingRun(module, module, lambda step: make_batch(dataset, step, **batch), LoopConfig(**stage), folder)
+    run = TrainingRun(module, module, lambda index: make_batch(dataset, index, **batch), LoopConfig(**stage), folder)
     averaged = run.run(lambda row: logging.info("%s %s", kind, "  ".join(f"{k} {v:.4g}" for k, v in row.items())))
     module.load_state_dict(averaged.state_dict())
+
+
+def train(config) -> None:
+    torch.manual_seed(config.seed)
+    vae = build_module(config.model, MODELS)
+    if not config.model.get("from_pretrained"):
+        start_as_downscaler(vae.spatial_vae.module)
+        start_temporal(vae.temporal_vae)
+    vae.spatial_vae.module.to(memory_format=torch.channels_last)
+    vae.temporal_vae.to(memory_format=torch.channels_last_3d)
+    dataset = build_module(config.dataset, DATASETS)
+    out = Path(config.out)
+    for number, stage in enumerate(config.stages):
+        run_stage(vae, dataset, stage, out / f"{number}_{stage['kind']}")
+    if rank() == 0:
+        vae.eval()
+        fit_shift_and_scale(vae, [dataset[i]["video"][None] for i in range(config.statistics_clips)])
+        sizes = {k: config.model[k] for k in ("spatial_config", "temporal_config") if k in config.model}
+        save_weights(vae, out / "vae", {"model_type": "OpenSoraVAE_V1_2", **sizes})
+        logging.info("wrote %s", out / "vae")
 
 
 def main() -> None:
@@ -43,22 +65,12 @@ def main() -> None:
     parser.add_argument("config")
     parser.add_argument("--cfg-options", nargs="+", action=DictAction, metavar="KEY=VALUE")
     args = parser.parse_args()
-    logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[RichHandler(show_path=False)])
     config = read_config(args.config, args.cfg_options)
     check_keys(config, KEYS, args.config)
-
-    vae = build_module(config.model, MODELS)
-    vae.spatial_vae.module.to(memory_format=torch.channels_last)
-    vae.temporal_vae.to(memory_format=torch.channels_last_3d)
-    dataset = build_module(config.dataset, DATASETS)
-    out = Path(config.out)
-    for number, stage in enumerate(config.stages):
-        run_stage(vae, dataset, stage, out / f"{number}_{stage['kind']}")
-    vae.eval()
-    fit_shift_and_scale(vae, [dataset[i]["video"][None] for i in range(config.statistics_clips)])
-    sizes = {k: config.model[k] for k in ("spatial_config", "temporal_config") if k in config.model}
-    save_weights(vae, out / "vae", {"model_type": "OpenSoraVAE_V1_2", **sizes})
-    logging.info("wrote %s", out / "vae")
+    with process_group():
+        logging.basicConfig(level=logging.INFO if rank() == 0 else logging.WARNING, format="%(message)s",
+                            handlers=[RichHandler(show_path=False)])
+        train(config)
 
 
 if __name__ == "__main__":

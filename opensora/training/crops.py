@@ -1,4 +1,4 @@
-"""Batches for the autoencoder: random crops of frames and of 17-frame chunks, a function of the step alone."""
+"""Batches for the autoencoder: random crops of frames and of 17-frame chunks, a function of an index alone."""
 from __future__ import annotations
 
 import torch
@@ -6,9 +6,9 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 
-def clips_at(dataset: Dataset, step: int, count: int) -> list[Tensor]:
-    """`count` videos [3, T, H, W] of the data set, the next ones at every step."""
-    return [dataset[(step * count + i) % len(dataset)]["video"] for i in range(count)]
+def clips_at(dataset: Dataset, index: int, count: int) -> list[Tensor]:
+    """`count` videos [3, T, H, W] of the data set, the next ones at every index."""
+    return [dataset[(index * count + i) % len(dataset)]["video"] for i in range(count)]
 
 
 def random_crop(video: Tensor, size: int | None) -> Tensor:
@@ -19,19 +19,19 @@ def random_crop(video: Tensor, size: int | None) -> Tensor:
     return video[..., top : top + size, left : left + size]
 
 
-def frame_batch(dataset: Dataset, step: int, clips: int, frames: int, size: int | None) -> Tensor:
+def frame_batch(dataset: Dataset, index: int, clips: int, frames: int, size: int | None) -> Tensor:
     """`frames` random frames of each of `clips` clips.  Returns: [clips * frames, 3, size, size]."""
     chosen = []
-    for video in clips_at(dataset, step, clips):
+    for video in clips_at(dataset, index, clips):
         order = torch.randperm(video.shape[1])[:frames].tolist()
         chosen += [random_crop(video[:, i], size) for i in order]
     return torch.stack(chosen).contiguous(memory_format=torch.channels_last)
 
 
-def chunk_batch(dataset: Dataset, step: int, clips: int, frames: int, size: int | None) -> Tensor:
+def chunk_batch(dataset: Dataset, index: int, clips: int, frames: int, size: int | None) -> Tensor:
     """A random chunk of `frames` frames of each of `clips` clips.  Returns: [clips, 3, frames, size, size]."""
     chosen = []
-    for video in clips_at(dataset, step, clips):
+    for video in clips_at(dataset, index, clips):
         start = int(torch.randint(video.shape[1] - frames + 1, ()))
         chosen.append(random_crop(video[:, start : start + frames], size))
     return torch.stack(chosen)

@@ -14,13 +14,14 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from opensora.parallel import rank, world_size
 from opensora.training.curve import LossCurve
 from opensora.training.optimizers import build_optimizers, learning_rate_factor
 
 logger = logging.getLogger(__name__)
 
 Objective = Callable[[Any], dict[str, Tensor]]  # batch -> {"loss": scalar, ...}
-BatchAt = Callable[[int], Any]                  # step -> batch; the same step gives the same batch
+BatchAt = Callable[[int], Any]                  # index -> batch; rank r of w takes index step * w + r
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +51,7 @@ class LoopConfig:
 class TrainingRun:
     """One run in one folder: `checkpoint.pt`, `loss.csv`, `loss.png`.
 
-    The random numbers of a step depend on seed, rank and step alone, so a run that was stopped and resumed ends
+    The random numbers and the batch of a step depend on seed, rank and step alone, so a run that was stopped and resumed ends
     with the weights of one that was not.
     """
 
@@ -60,7 +61,7 @@ class TrainingRun:
         self.folder = Path(folder)
         self.folder.mkdir(parents=True, exist_ok=True)
         self.device = next(module.parameters()).device
-        self.rank = dist.get_rank() if dist.is_initialized() else 0
+        self.rank, self.world_size = rank(), world_size()
         self.optimizers = build_optimizers(module, config.lr, config.weight_decay, muon_lr=config.muon_lr)
         self.parameters = [p for o in self.optimizers for g in o.param_groups for p in g["params"]]
         self.ema = AveragedModel(module, multi_avg_fn=get_ema_multi_avg_fn(config.ema_decay), use_buffers=True)
@@ -111,8 +112,9 @@ class TrainingRun:
 
     def train_step(self) -> dict[str, Tensor]:
         config = self.config
-        torch.manual_seed(config.seed + 1_000_003 * self.step + 7919 * self.rank)
-        batch = self.batch_at(self.step)
+        index = self.step * self.world_size + self.rank
+        torch.manual_seed(config.seed + 1_000_003 * index)
+        batch = self.batch_at(index)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=config.dtype == "bf16"):
             losses = self.objective(batch)
         losses["loss"].backward()
@@ -132,12 +134,12 @@ class TrainingRun:
 
     def _average_gradients(self) -> None:
         """Mean over ranks, as one message."""
-        if not dist.is_initialized() or dist.get_world_size() == 1:
+        if self.world_size == 1:
             return
         grads = [p.grad if p.grad is not None else torch.zeros_like(p) for p in self.parameters]
         flat = torch.cat([g.flatten() for g in grads])
         dist.all_reduce(flat)
-        flat /= dist.get_world_size()
+        flat /= self.world_size
         for p, g, mean in zip(self.parameters, grads, flat.split([g.numel() for g in grads]), strict=True):
             p.grad = mean.view_as(g)
 

@@ -1,0 +1,50 @@
+"""Clips encoded once, kept as latents: the training data of a small model fits in memory.
+
+A folder of shards `NNNNNN.safetensors`, each with `z` [n, C, t, h, w] in bf16 and the captions in its header.
+"""
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from opensora.registry import DATASETS
+
+
+def write_shard(folder: Path, number: int, z: Tensor, texts: list[str]) -> None:
+    """Whole or not at all: aside, then renamed."""
+    folder.mkdir(parents=True, exist_ok=True)
+    file = folder / f"{number:06d}.safetensors"
+    save_file({"z": z.to(torch.bfloat16).contiguous()}, file.with_suffix(".part"), {"texts": json.dumps(texts)})
+    os.replace(file.with_suffix(".part"), file)
+
+
+@DATASETS.register_module()
+class LatentDataset(torch.utils.data.Dataset):
+    """Items: `z` [C, t, h, w], bf16, and `text`.  Reads all shards that are there when it is made.
+
+    Raises FileNotFoundError where there is none.
+    """
+
+    def __init__(self, folder: str, limit: int | None = None) -> None:
+        shards = sorted(Path(folder).glob("*.safetensors"))
+        if not shards:
+            raise FileNotFoundError(f"dataset.folder={folder!r} holds no shards; make them with "
+                                    "scripts/cache_latents.py")
+        z, texts = [], []
+        for shard in shards:
+            with safe_open(shard, "pt") as file:
+                z.append(file.get_tensor("z"))
+                texts += json.loads(file.metadata()["texts"])
+        self.z, self.texts = torch.cat(z)[:limit], texts[:limit]
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+    def __getitem__(self, index: int) -> dict[str, Tensor | str]:
+        return {"z": self.z[index], "text": self.texts[index]}
