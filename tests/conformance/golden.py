@@ -6,7 +6,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 GOLDEN = Path(__file__).resolve().parents[3] / "shared" / "golden"
-needs_golden = pytest.mark.skipif(not GOLDEN.exists(), reason="recorded reference data (../shared/golden) not here")
+needs_golden = pytest.mark.skipif(not GOLDEN.exists(),
+                                  reason="recorded reference data (../shared/golden) not here")
 
 
 def tensors(name: str) -> dict[str, Tensor]:

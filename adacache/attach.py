@@ -1,0 +1,104 @@
+"""`with adaptive_cache(...)`: fill the model's slots, run the clock, and leave the model as it was."""
+from __future__ import annotations
+
+import inspect
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from torch import nn
+
+from adacache.config import AdaCacheConfig
+from adacache.residual import ResidualCache
+from adacache.session import Session
+
+STACK = ""  # the model's own path: the slot of the whole stack of blocks
+
+
+@contextmanager
+def adaptive_cache(model: nn.Module, config: AdaCacheConfig, num_steps: int) -> Iterator[Session]:
+    """Cache the residuals of one sampling run: `num_steps` calls of the model, one for each denoising step.
+
+    model: any with slots (protocol: `adacache.residual`) in blocks and, for granularity="stack", in itself.
+    Raises ValueError for a probe that names no block, a missing slot, or settings made for another run;
+    RuntimeError for a model that is inside such a `with` already, and for a run of another number of steps.
+    """
+    slots = {path: module for path, module in model.named_modules() if hasattr(module, "residual_cache")}
+    if any(module.residual_cache is not None for module in slots.values()):
+        raise RuntimeError("the model is inside a `with adaptive_cache(...)` already; allowed: one at a time")
+    check_num_steps(config, num_steps)
+    session = Session(config, num_steps)
+    caches = make_caches(config, slots, session)
+    session.caches = list(caches.values())
+    signature = inspect.signature(model.forward)
+    names = watched_names(config, signature)
+
+    def begin(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        given = {**signature.bind(*args, **kwargs).arguments, **kwargs} if names else {}
+        session.begin_step({name: given.get(name) for name in names})
+
+    def end(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        session.end_step()
+
+    hooks = [model.register_forward_pre_hook(begin, with_kwargs=True), model.register_forward_hook(end)]
+    try:
+        for path, cache in caches.items():
+            slots[path].residual_cache = cache
+        yield session
+        session.check_complete()
+    finally:
+        for hook in hooks:
+            hook.remove()
+        for path in caches:
+            slots[path].residual_cache = None
+        session.release()
+
+
+def check_num_steps(config: AdaCacheConfig, num_steps: int) -> None:
+    if num_steps < 1:
+        raise ValueError(f"num_steps={num_steps}; allowed: 1 or more")
+    if config.num_steps not in (None, num_steps):
+        raise ValueError(f"num_steps={num_steps}; allowed: {config.num_steps}, as of the settings")
+    if config.schedule is not None and config.schedule.num_steps != num_steps:
+        raise ValueError(f"num_steps={num_steps}; allowed: {config.schedule.num_steps}, as of the schedule")
+
+
+def make_caches(config: AdaCacheConfig, paths: Collection[str], session: Session) -> dict[str, ResidualCache]:
+    """What goes into which slot: caches that store, and those that only probe."""
+    blocks = [path for path in paths if path != STACK]
+    if config.granularity == "stack" and STACK not in paths:
+        raise ValueError("granularity='stack', but the model itself has no slot; allowed: granularity="
+                         "'block', or a model with an attribute `residual_cache` (see adacache.residual)")
+    if config.granularity == "block" and not blocks:
+        raise ValueError("granularity='block', but no block has a slot; allowed: granularity='stack', or "
+                         "blocks with an attribute `residual_cache` (see adacache.residual)")
+    stores = [STACK] if config.granularity == "stack" else blocks
+    probed = {} if config.schedule is not None else probed_residuals(config.probes, blocks)
+    return {path: ResidualCache(path, path in stores, probed.get(path, ()), session.measure)
+            for path in paths if path in stores or path in probed}
+
+
+def probed_residuals(probes: tuple[str, ...], blocks: list[str]) -> dict[str, list[str]]:
+    """Path of a block -> names of its probed residuals.  Raises ValueError for a path that is no block's."""
+    probed: dict[str, list[str]] = {}
+    for probe in probes:
+        path, _, name = probe.rpartition(".")
+        probed.setdefault(path, []).append(name)
+    if unknown := sorted(set(probed) - set(blocks)):
+        raise ValueError(f"no block {', '.join(unknown)}; blocks with a cache slot: {', '.join(blocks)}")
+    return probed
+
+
+def watched_names(config: AdaCacheConfig, signature: inspect.Signature) -> tuple[str, ...]:
+    """The arguments of `forward` to watch; none under a fixed schedule, no x_mask where the model has none.
+
+    Raises ValueError for any other name that `forward` does not take.
+    """
+    if config.schedule is not None:
+        return ()
+    known = signature.parameters
+    if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in known.values()):
+        return config.recompute_on
+    if unknown := [name for name in config.recompute_on if name not in known and name != "x_mask"]:
+        raise ValueError(f"recompute_on={unknown[0]!r}; allowed: arguments of forward: {', '.join(known)}")
+    return tuple(name for name in config.recompute_on if name in known)

@@ -1,0 +1,135 @@
+"""The record of a run: computed steps and decisions.  As data, as lines for a terminal, as a picture."""
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What was found at a computed step, and the rate chosen there.
+
+    step: from 0.  distance: c, per step, mean over the probes.  motion: m; 1 outside MoReg's window.
+    motion_gradient: g.  regularized_distance: c (m + |g|), which the codebook turns into the rate.
+    rate: steps to the next computed one.
+    """
+
+    step: int
+    distance: float
+    motion: float
+    motion_gradient: float
+    regularized_distance: float
+    rate: int
+
+
+@dataclass
+class VideoTrace:
+    """The computed steps and the decisions of the rows that share a schedule, in order."""
+
+    computed_steps: list[int] = field(default_factory=list)
+    decisions: list[Decision] = field(default_factory=list)
+
+
+@dataclass
+class Trace:
+    """One entry per schedule of the run: `decide="batch"` has one, for the whole batch."""
+
+    num_steps: int
+    videos: list[VideoTrace]
+
+    def __len__(self) -> int:
+        return len(self.videos)
+
+    def __getitem__(self, index: int) -> VideoTrace:
+        return self.videos[index]
+
+    def __iter__(self) -> Iterator[VideoTrace]:
+        return iter(self.videos)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data for `json.dump`.  A number that is NaN or infinite, which JSON has not, becomes null."""
+        return {"num_steps": self.num_steps, "videos": [
+            {"computed_steps": list(video.computed_steps),
+             "decisions": [{k: finite_or_none(v) for k, v in asdict(d).items()} for d in video.decisions]}
+            for video in self.videos
+        ]}
+
+    @classmethod
+    def from_json(cls, source: str | Path | Mapping[str, Any]) -> Trace:
+        """From `to_json`'s data, or the record beside a sample (one video).  source: the data, or their file.
+
+        Raises FileNotFoundError, or ValueError for data that are no trace.
+        """
+        if not isinstance(source, Mapping):
+            source = json.loads(Path(source).read_text(encoding="utf-8"))
+        try:
+            return cls(source["num_steps"], [video_from(video) for video in source.get("videos", [source])])
+        except (KeyError, TypeError, AttributeError):
+            raise ValueError(f"no trace: {source!r}; allowed: num_steps and computed_steps") from None
+
+    def timeline(self) -> str:
+        """One line per video: # a computed step, . a reused one."""
+        width = len(str(len(self) - 1))
+        return "\n".join(
+            f"video {i:>{width}}  {marks(v, self.num_steps)}  {len(v.computed_steps)} of {self.num_steps}"
+            for i, v in enumerate(self)
+        )
+
+    def plot(self, path: str | Path) -> None:
+        """Distance, motion factor, rate and computed steps along the steps, as a PNG.  Needs matplotlib."""
+        # here, for it takes a second and nothing else needs it; Figure alone, which asks for no window system
+        from matplotlib.figure import Figure
+
+        figure = Figure(figsize=(6.4, 6.4), layout="constrained")
+        axes = figure.subplots(4, 1, sharex=True, height_ratios=(3, 3, 2, 0.6 + 0.3 * len(self)))
+        draw(self, *axes)
+        figure.savefig(path, dpi=200)
+
+
+def video_from(data: Mapping[str, Any]) -> VideoTrace:
+    return VideoTrace(list(data["computed_steps"]), [decision_from(d) for d in data.get("decisions", [])])
+
+
+def decision_from(data: Mapping[str, Any]) -> Decision:
+    return Decision(**{f.name: math.nan if data[f.name] is None else data[f.name] for f in fields(Decision)})
+
+
+def finite_or_none(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def marks(video: VideoTrace, num_steps: int) -> str:
+    computed = set(video.computed_steps)
+    return "".join("#" if step in computed else "." for step in range(num_steps))
+
+
+def draw(trace: Trace, distances: Any, motions: Any, rates: Any, steps: Any) -> None:
+    """On four matplotlib axes, one colour for each video."""
+    for index, video in enumerate(trace):
+        at = [d.step for d in video.decisions]
+        solid = {"marker": "o", "ms": 3, "lw": 1, "color": f"C{index}"}
+        dashed = {**solid, "marker": "s", "ls": "--", "alpha": 0.6}
+        distances.plot(at, [d.distance for d in video.decisions], **solid, label="distance $c$")
+        distances.plot(at, [d.regularized_distance for d in video.decisions], **dashed, label="$c\\,(m+|g|)$")
+        motions.plot(at, [d.motion for d in video.decisions], **solid, label="motion factor $m$")
+        motions.plot(at, [d.motion_gradient for d in video.decisions], **dashed, label="motion gradient $g$")
+        rates.plot(at, [d.rate for d in video.decisions], **solid, ds="steps-post")
+        for step in range(trace.num_steps):
+            colour = f"C{index}" if step in video.computed_steps else "0.9"
+            steps.barh(index, 0.9, left=step - 0.45, height=0.8, color=colour)
+    distances.set_ylabel("distance")
+    motions.set_ylabel("motion")
+    rates.set_ylabel("cache rate")
+    for axis in (distances, rates):
+        axis.set_ylim(bottom=0)
+    steps.set_yticks(range(len(trace)), [f"video {i}: {len(v.computed_steps)}" for i, v in enumerate(trace)])
+    steps.set_xlabel("denoising step (bars: computed in colour, reused in grey)")
+    for axis in (distances, motions):
+        handles, labels = axis.get_legend_handles_labels()
+        axis.legend(handles[:2], labels[:2], frameon=False, fontsize=8)
+    for axis in (distances, motions, rates, steps):
+        axis.spines[["top", "right"]].set_visible(False)

@@ -1,0 +1,58 @@
+"""Which steps are computed."""
+import json
+
+import pytest
+
+from adacache import Codebook, FixedSchedule, Trace, VideoTrace
+from adacache.schedule import AdaptiveSchedule
+
+
+def computed(schedule: AdaptiveSchedule, distance: float) -> list[int]:
+    steps = [0]
+    for step in range(1, schedule.num_steps):
+        if schedule.computes(step):
+            steps.append(step)
+            schedule.plan(step, distance)
+    return steps
+
+
+def test_the_first_two_and_the_last_two_steps_are_always_computed():
+    assert computed(AdaptiveSchedule(Codebook([(1.0, 100)]), 30), 0.5) == [0, 1, 28, 29]
+
+
+def test_the_rate_leads_from_one_computed_step_to_the_next():
+    assert computed(AdaptiveSchedule(Codebook([(1.0, 6)]), 30), 0.5) == [0, 1, 7, 13, 19, 25, 28, 29]
+    assert computed(AdaptiveSchedule(Codebook([(1.0, 1)]), 5), 0.5) == [0, 1, 2, 3, 4]
+
+
+def test_uniform_starts_with_the_first_step():
+    assert FixedSchedule.uniform(10, 30).steps == tuple(range(0, 30, 3))
+    assert FixedSchedule.uniform(4, 10).steps == (0, 2, 5, 7)
+    assert FixedSchedule.uniform(30, 30).steps == tuple(range(30))
+
+
+def test_a_recorded_run_becomes_a_schedule(tmp_path):
+    trace = Trace(10, [VideoTrace([0, 1, 4, 8, 9])])
+    beside_the_sample = {"prompt": "a red square", "num_steps": 10, "computed_steps": [0, 1, 4, 8, 9]}
+    file = tmp_path / "sample_0000.json"
+    file.write_text(json.dumps(beside_the_sample))
+    for source in (trace.to_json(), beside_the_sample, file, str(file)):
+        assert FixedSchedule.from_json(source) == FixedSchedule((0, 1, 4, 8, 9), 10)
+
+
+def test_videos_with_different_schedules_are_not_one_schedule():
+    with pytest.raises(ValueError, match="2 different ones"):
+        FixedSchedule.from_json(Trace(10, [VideoTrace([0, 1]), VideoTrace([0, 2])]).to_json())
+
+
+@pytest.mark.parametrize("steps, said", [((1, 2), "lacks step 0"), ((), "lacks step 0"),
+                                         ((-1, 0), "lacks step 0"), ((0, 10), "step 10; allowed: 0 to 9")])
+def test_a_schedule_that_cannot_run_is_an_error(steps, said):
+    with pytest.raises(ValueError, match=said):
+        FixedSchedule(steps, 10)
+
+
+@pytest.mark.parametrize("k", [0, 11])
+def test_more_or_fewer_computed_steps_than_there_are(k):
+    with pytest.raises(ValueError, match=f"k={k} computed steps; allowed: 1 to num_steps=10"):
+        FixedSchedule.uniform(k, 10)

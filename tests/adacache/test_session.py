@@ -1,0 +1,122 @@
+"""Decisions of whole runs, worked out by hand on models whose residuals are given."""
+import logging
+
+import pytest
+import torch
+from toy_dit import ScriptedDiT, play
+
+from adacache import AdaCacheConfig, MoRegConfig, adaptive_cache
+
+TWO_LEVELS = [(0.15, 2), (0.5, 1)]
+
+
+def growing(factor: float, steps: int, frame: tuple[float, ...] = (1.0, 1.0)) -> list[torch.Tensor]:
+    """Residuals factor^k at step k, [1, (T S), 1], one patch per frame."""
+    return [torch.tensor(frame)[None, :, None] * factor**k for k in range(steps)]
+
+
+def run(model: ScriptedDiT, num_steps: int, **settings):
+    config = AdaCacheConfig(**{"codebook": TWO_LEVELS, "probes": ["blocks.0.attn"], "granularity": "block",
+                               **settings})
+    with adaptive_cache(model, config, num_steps) as session:
+        play(model, num_steps)
+    return session.trace[0]
+
+
+def test_the_distance_is_per_step_of_the_rate_in_force():
+    video = run(ScriptedDiT(growing(1.1, 10)), 10)
+    # step 1: .1; two steps later (1.21 - 1) / 2 = .105; both below .15, so every second step
+    assert video.computed_steps == [0, 1, 3, 5, 7, 8, 9]
+    # step 8 comes one step after 7, but two were planned: .1 / 2
+    expected = {1: 0.1, 3: 0.105, 5: 0.105, 7: 0.105, 8: 0.05, 9: 0.05}
+    assert {d.step: d.distance for d in video.decisions} == pytest.approx(expected, rel=1e-5)
+    assert all(d.rate == 2 and d.motion == 1 and d.motion_gradient == 0 for d in video.decisions)
+
+
+def test_a_fast_residual_is_computed_at_every_step():
+    assert run(ScriptedDiT(growing(1.2, 6)), 6).computed_steps == list(range(6))
+
+
+def test_several_probes_count_by_their_mean():
+    # .1 and .3: mean .2, above .15, so nothing is reused, though the first alone would be
+    model = ScriptedDiT(growing(1.1, 6), growing(1.3, 6))
+    video = run(model, 6, probes=["blocks.1.attn", "blocks.0.attn"])
+    assert video.computed_steps == list(range(6))
+    assert [d.distance for d in video.decisions] == pytest.approx([0.2] * 5, rel=1e-5)
+
+
+def test_motion_regularization_by_hand():
+    # frames 1 and 3: score |3-1| / (1 + 3) = .5; m = (.5 / .25)^2 = 4, at every step of the window
+    moreg = MoRegConfig(scale=0.25, power=2, gradient=10, window=(3, 4))
+    video = run(ScriptedDiT(growing(1.01, 8, (1.0, 3.0))), 8, moreg=moreg, codebook=[(0.005, 2), (9.0, 1)])
+    assert video.computed_steps == list(range(8))
+    # m before the window is 1: g = 10 (4 - 1) / 1 on entering, 0 inside, 10 (1 - 4) on leaving
+    assert [d.motion for d in video.decisions] == pytest.approx([1, 4, 4, 1, 1, 1, 1])
+    assert [d.motion_gradient for d in video.decisions] == pytest.approx([0, 30, 0, -30, 0, 0, 0], abs=1e-4)
+    assert [d.regularized_distance for d in video.decisions] == pytest.approx(
+        [0.01, 0.34, 0.04, 0.31, 0.01, 0.01, 0.01], rel=1e-3)
+
+
+def test_a_gradient_is_per_step_of_the_rate_in_force():
+    moreg = MoRegConfig(scale=0.25, power=2, gradient=10, window=(3, 20))
+    video = run(ScriptedDiT(growing(1.0, 10, (1.0, 3.0))), 10, moreg=moreg, codebook=[(1.0, 3)])
+    second = video.decisions[1]
+    assert (second.step, second.motion_gradient) == (4, pytest.approx(10 * (4 - 1) / 3))
+
+
+def test_the_motion_is_that_of_the_deepest_probe():
+    still, moving = growing(1.01, 6, (1.0, 1.0)), growing(1.01, 6, (1.0, 3.0))
+    moreg = MoRegConfig(scale=0.5, power=2, window=(1, 6))
+    probes = ["blocks.1.attn", "blocks.0.attn"]  # in whatever order they are named
+    settings = dict(moreg=moreg, probes=probes)
+    assert run(ScriptedDiT(still, moving), 6, **settings).decisions[0].motion == pytest.approx(1)
+    assert run(ScriptedDiT(moving, still), 6, **settings).decisions[0].motion == 0
+
+
+def test_without_gradient_only_the_motion_counts():
+    moreg = MoRegConfig(scale=0.25, power=2, gradient=0, window=(1, 6))
+    video = run(ScriptedDiT(growing(1.01, 6, (1.0, 3.0))), 6, moreg=moreg, codebook=[(9.0, 1)])
+    assert [d.regularized_distance for d in video.decisions] == pytest.approx([0.04] * 5, rel=1e-3)
+
+
+def test_residuals_that_stay_the_same_are_reused_for_as_long_as_the_codebook_says():
+    video = run(ScriptedDiT(growing(1.0, 12)), 12, codebook=[(0.1, 4), (1.0, 1)])
+    assert video.computed_steps == [0, 1, 5, 9, 10, 11]
+
+
+@pytest.mark.parametrize("broken", [float("nan"), float("inf"), 0.0])
+def test_a_distance_that_is_no_number_computes_and_warns(broken, caplog):
+    residuals = growing(1.0, 10)
+    residuals[3] = torch.full_like(residuals[3], broken)
+    video = run(ScriptedDiT(residuals), 10, codebook=[(1.5, 2)])
+    # step 3 is computed as planned; NaN and inf there, or 0 stored there, make the next one follow at once
+    assert video.computed_steps == ([0, 1, 3, 4, 5, 7, 8, 9] if broken != 0 else [0, 1, 3, 5, 6, 8, 9])
+    assert "so the next step is computed" in caplog.text
+
+
+def test_all_zero_residuals_are_never_reused(caplog):
+    video = run(ScriptedDiT([torch.zeros(1, 2, 1)] * 6), 6)
+    assert video.computed_steps == list(range(6))
+    assert "nothing was reused: no distance was a finite number" in caplog.text
+
+
+def test_one_frame_has_no_motion_to_measure_so_it_computes_inside_the_window(caplog):
+    moreg = MoRegConfig(window=(4, 6))
+    video = run(ScriptedDiT(growing(1.0, 12, (1.0,))), 12, moreg=moreg, codebook=[(0.1, 2), (1.0, 1)])
+    # steps 3, 4, 5 (4 to 6 counted from 1) have no factor, and step 6 none to compare with
+    assert video.computed_steps == [0, 1, 3, 4, 5, 6, 7, 9, 10, 11]
+    assert "step 3: no finite distance" in caplog.text
+
+
+def test_a_run_that_reused_nothing_says_which_threshold_would_have_fired(caplog):
+    run(ScriptedDiT(growing(1.25, 8)), 8)
+    assert "distances from 0.25 to 0.25; a codebook threshold above 0.25 with a rate of 2" in caplog.text
+    caplog.clear()
+    run(ScriptedDiT(growing(1.0, 4)), 4)
+    assert "num_steps=4, and the first two and the last two steps are always computed" in caplog.text
+
+
+def test_a_run_that_reused_something_says_nothing(caplog):
+    with caplog.at_level(logging.DEBUG, "adacache"):
+        run(ScriptedDiT(growing(1.1, 10)), 10)
+    assert not caplog.text
