@@ -10,11 +10,32 @@ from huggingface_hub import snapshot_download
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+import opensora
+
 WEIGHT_NAMES = ("model.safetensors", "diffusion_pytorch_model.safetensors", "pytorch_model.bin",
                 "model.pt", "ema.pt", "model_ckpt.pt")
 INDEX_NAMES = ("model.safetensors.index.json", "diffusion_pytorch_model.safetensors.index.json",
                "pytorch_model.bin.index.json")
 ALLOWED = "a weights file, a folder with config.json and weights, or a hub id"
+PACKAGED = "opensora/assets/"  # sources that begin so come with the package
+
+
+def packaged_path(source: str) -> str:
+    """`opensora/assets/...` -> that path in the installed package, from any folder; else unchanged."""
+    return str(Path(opensora.__file__).parents[1] / source) if source.startswith(PACKAGED) else source
+
+
+def local_path(source: str) -> Path | None:
+    """Local file or folder of `source`; None where there is none but it may be a hub id (`owner/name`).
+
+    Raises FileNotFoundError where it can be neither.
+    """
+    path = Path(packaged_path(source)).expanduser()
+    if path.exists():
+        return path
+    if path.is_absolute() or source.count("/") != 1 or path.suffix in {".pt", ".pth", ".bin", ".safetensors"}:
+        raise FileNotFoundError(f"from_pretrained={source!r} does not exist; allowed: {ALLOWED}")
+    return None
 
 
 def find_weights(source: str, local_files_only: bool = False, cache_dir: str | None = None) -> Path:
@@ -22,11 +43,9 @@ def find_weights(source: str, local_files_only: bool = False, cache_dir: str | N
 
     Raises FileNotFoundError where there is neither.
     """
-    path = Path(source).expanduser()
-    if path.exists():
+    path = local_path(source)
+    if path is not None:
         return path
-    if path.is_absolute() or source.count("/") != 1 or path.suffix in {".pt", ".pth", ".bin", ".safetensors"}:
-        raise FileNotFoundError(f"from_pretrained={source!r} does not exist; allowed: {ALLOWED}")
     try:
         return Path(snapshot_download(source, local_files_only=local_files_only, cache_dir=cache_dir))
     except Exception as error:
@@ -52,7 +71,8 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
                 return {k: v for s in sorted(shards) for k, v in read_state_dict(file.parent / s).items()}
         found = next((f / n for f in folders for n in WEIGHT_NAMES if (f / n).is_file()), None)
         if found is None:
-            raise FileNotFoundError(f"no weights in {str(path)!r}; looked for {', '.join(WEIGHT_NAMES)} or an index")
+            raise FileNotFoundError(f"no weights in {str(path)!r}; "
+                                    f"looked for {', '.join(WEIGHT_NAMES)} or an index")
         path = found
     if path.suffix == ".safetensors":
         return load_file(path)

@@ -13,6 +13,7 @@ from transformers.utils import logging as transformers_logging
 
 from opensora.models.text_encoder.caption_cleaning import text_preprocessing
 from opensora.registry import MODELS
+from opensora.utils.weights import packaged_path
 
 __all__ = ["T5Encoder", "text_preprocessing"]
 
@@ -155,7 +156,7 @@ def _load(
     key, allowed = f"text_encoder.from_pretrained={source!r}", f"allowed: {ALLOWED}"
     if not source:
         raise ValueError(f"{key}; {allowed}")
-    path = Path(source).expanduser()
+    path = Path(packaged_path(source)).expanduser()
     if path.is_dir():
         source = str(path)
         if not (path / "config.json").is_file():

@@ -1,0 +1,186 @@
+"""What to generate and how: the keys of an inference config, their defaults, and what each may hold."""
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import MISSING, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from opensora.datasets.aspect import get_image_size, get_num_frames
+from opensora.utils.config import check_keys
+from opensora.utils.mask_strategy import dframe_to_frame
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+MULTI_RESOLUTIONS = ("STDiT2", "OpenSora")  # those that give the sizes STDiT3 needs
+LEAST = {"frame_interval": 1, "seed": 0, "batch_size": 1, "num_sample": 1, "loop": 1,
+         "condition_frame_length": 0, "start_index": 0, "end_index": 0, "align": 1, "verbose": 0}
+OPTIONAL = ("start_index", "end_index", "align")
+SMALLEST_SIDE = 16  # pixels: two latent pixels, one patch
+
+
+@dataclass(frozen=True, kw_only=True)
+class InferenceConfig:
+    """Keys as in Open-Sora v1.2's inference configs.
+
+    image_size: (height, width) in pixels; None: by `resolution` and `aspect_ratio`.  num_frames: a number, or
+    a name such as "2s".  fps: frames per second that the model is told; save_fps: that of the file (None: fps
+    divided by frame_interval).  prompt or prompt_path: a text, a list, or a file with one prompt a line;
+    start_index and end_index select lines.  reference_path, mask_strategy: one for all prompts, or one per
+    prompt; a reference_path that is a folder holds one picture per sample, named as the sample.  loop: clips
+    that continue one another, by condition_frame_length latent frames.  aes, flow, camera_motion: scores that
+    are added to prompts.  device: None is cuda where there is one.  offload: a model leaves the device once
+    it is done.
+    Raises ValueError, naming key, value and what is allowed.
+    """
+
+    model: Mapping[str, Any]
+    vae: Mapping[str, Any]
+    text_encoder: Mapping[str, Any]
+    scheduler: Mapping[str, Any]
+    num_frames: int | str
+    resolution: str | None = None
+    aspect_ratio: str | None = None
+    image_size: tuple[int, int] | None = None
+    fps: float = 24
+    frame_interval: int = 1
+    save_fps: float | None = None
+    multi_resolution: str = "STDiT2"
+    dtype: str = "bf16"
+    device: str | None = None
+    offload: bool = False
+    seed: int = 1024
+    batch_size: int = 1
+    prompt: str | list[str] | None = None
+    prompt_path: str | None = None
+    start_index: int | None = None
+    end_index: int | None = None
+    num_sample: int = 1
+    reference_path: str | list[str] | None = None
+    mask_strategy: str | list[str] | None = None
+    loop: int = 1
+    condition_frame_length: int = 5
+    condition_frame_edit: float = 0.0
+    align: int | None = None
+    aes: float | None = None
+    flow: float | None = None
+    camera_motion: str | None = None
+    save_dir: str = "samples"
+    sample_name: str | None = None
+    prompt_as_path: bool = False
+    overwrite: bool = False
+    verbose: int = 1
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any], where: str) -> InferenceConfig:
+        """where: the config file's name, for messages."""
+        check_keys(values, [f.name for f in fields(cls)], where)
+        for name in [f.name for f in fields(cls) if f.default is MISSING]:
+            if values.get(name) is None:
+                raise ValueError(f"{where}: {name} is missing; allowed: a config with all of model, vae, "
+                                 "text_encoder, scheduler, num_frames")
+        return cls(**values)
+
+    def __post_init__(self) -> None:
+        for name in ("model", "vae", "text_encoder", "scheduler"):
+            if not isinstance(getattr(self, name), Mapping):
+                raise ValueError(f"{name}={getattr(self, name)!r}; allowed: dict(type=..., ...)")
+        for name, least in LEAST.items():
+            value = getattr(self, name)
+            if not (_is_whole(value) and value >= least or value is None and name in OPTIONAL):
+                raise ValueError(f"{name}={value!r}; allowed: a whole number from {least}")
+        for name in ("fps", "save_fps", "aes", "flow", "condition_frame_edit"):
+            value = getattr(self, name)
+            if not (_is_number(value) or value is None and name in ("save_fps", "aes", "flow")):
+                raise ValueError(f"{name}={value!r}; allowed: a number")
+        for name in ("fps", "save_fps"):
+            if getattr(self, name) is not None and getattr(self, name) <= 0:
+                raise ValueError(f"{name}={getattr(self, name)!r}; allowed: more than 0")
+        if not 0 <= self.condition_frame_edit <= 1:
+            raise ValueError(f"condition_frame_edit={self.condition_frame_edit!r}; allowed: 0 to 1")
+        if self.dtype not in DTYPES:
+            raise ValueError(f"dtype={self.dtype!r}; allowed: {', '.join(DTYPES)}")
+        if self.multi_resolution not in MULTI_RESOLUTIONS:
+            raise ValueError(f"multi_resolution={self.multi_resolution!r}; "
+                             f"allowed: {', '.join(MULTI_RESOLUTIONS)}")
+        self._check_clips()
+        self._check_save_dir()
+        _ = self.size, self.torch_device  # raise where they cannot be had
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(height, width) in pixels."""
+        if self.image_size is None:
+            for name in ("resolution", "aspect_ratio"):
+                if getattr(self, name) is None:
+                    raise ValueError(f"{name} is missing; "
+                                     "allowed: resolution with aspect_ratio, or image_size")
+            return get_image_size(str(self.resolution), str(self.aspect_ratio))
+        size = self.image_size
+        if not (isinstance(size, (tuple, list)) and len(size) == 2
+                and all(_is_whole(side) and side >= SMALLEST_SIDE for side in size)):
+            raise ValueError(f"image_size={size!r}; "
+                             f"allowed: height and width, whole numbers from {SMALLEST_SIDE}")
+        return size[0], size[1]
+
+    @property
+    def clip_frames(self) -> int:
+        """Frames of one clip."""
+        return get_num_frames(self.num_frames)
+
+    @property
+    def overlap_frames(self) -> int:
+        """Frames at the start of a clip that repeat the end of the one before."""
+        return dframe_to_frame(self.condition_frame_length)
+
+    @property
+    def total_frames(self) -> int:
+        """Frames of a whole sample."""
+        if self.loop == 1:
+            return self.clip_frames
+        return self.clip_frames * self.loop - self.overlap_frames * (self.loop - 1)
+
+    @property
+    def file_fps(self) -> float:
+        """Frames per second of the saved file."""
+        fps = self.save_fps if self.save_fps is not None else self.fps / self.frame_interval
+        return int(fps) if fps == int(fps) else fps
+
+    @property
+    def torch_dtype(self) -> torch.dtype:
+        return DTYPES[self.dtype]
+
+    @property
+    def torch_device(self) -> torch.device:
+        available = torch.cuda.is_available()
+        name = ("cuda" if available else "cpu") if self.device is None else self.device
+        try:
+            device = torch.device(name)
+        except (RuntimeError, TypeError):
+            raise ValueError(f"device={name!r}; allowed: cuda, cpu") from None
+        if device.type == "cuda" and not available:
+            raise ValueError(f"device={name!r}, but there is no CUDA device here; allowed: cpu")
+        return device
+
+    def _check_clips(self) -> None:
+        if self.loop > 1 and not 0 < self.overlap_frames < self.clip_frames:
+            raise ValueError(f"condition_frame_length={self.condition_frame_length} ({self.overlap_frames} "
+                             f"frames) with loop={self.loop}; allowed: multiples of 5 that leave part of "
+                             f"num_frames={self.num_frames}")
+
+    def _check_save_dir(self) -> None:
+        folder = Path(self.save_dir)
+        nearest = next(p for p in (folder, *folder.absolute().parents) if p.exists())
+        if not (nearest.is_dir() and os.access(nearest, os.W_OK)):
+            raise ValueError(f"save_dir={self.save_dir!r}: {str(nearest)!r} is no folder that can be written "
+                             "to; allowed: a folder, made where it is missing")
+
+
+def _is_whole(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)

@@ -1,0 +1,47 @@
+"""The JSON beside a sample: what was asked for, and what making it took."""
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from opensora.datasets.video_io import save_sample
+from opensora.pipeline import Sample
+from opensora.utils.inference_config import InferenceConfig
+from opensora.utils.sample_request import SampleRequest
+
+
+def describe(
+    sample: Sample, request: SampleRequest, config: InferenceConfig, config_path: str,
+    sampling: dict[str, Any],
+) -> dict[str, Any]:
+    """The record of a sample.  sampling: how its steps were computed, which only the caller knows."""
+    _, frames, height, width = sample.video.shape
+    return {
+        "prompt": request.prompt, "seed": request.seed, "config": config_path, "frames": frames,
+        "height": height, "width": width, "fps": config.file_fps, **sampling,
+        "seconds": {stage: round(value, 4) for stage, value in sample.seconds.items()},
+        "prompt_index": request.index, "sample_index": request.k, "texts": list(dict.fromkeys(request.texts)),
+        "reference_path": request.reference_path, "mask_strategy": request.mask_strategy,
+    }
+
+
+def save_with_record(sample: Sample, request: SampleRequest, fps: float, record: dict[str, Any]) -> Path:
+    """Write the video (or picture) and its JSON, both or neither."""
+    file = save_sample(sample.video, request.file.with_suffix(""), fps=fps)
+    try:
+        _write_whole(request.file.with_suffix(".json"), json.dumps(record, indent=2) + "\n")
+    except BaseException:
+        file.unlink(missing_ok=True)
+        raise
+    return file
+
+
+def _write_whole(path: Path, text: str) -> None:
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        partial.write_text(text, encoding="utf-8")
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
