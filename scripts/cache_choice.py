@@ -1,0 +1,108 @@
+"""Which AdaCache a config and the `--adacache` flag choose, and what its sessions tell of a sample."""
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext, suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from adacache import PUBLISHED_KEYS, AdaCacheConfig, Session, adaptive_cache
+
+CODEBOOKS = ("slow", "fast", "published-slow", "published-fast")
+ALLOWED = f"off, {', '.join(CODEBOOKS)}, or a JSON file with settings of AdaCacheConfig"
+MIDDLE_PROBE = "temporal_blocks.middle.attn"  # 13 of the published 28
+
+
+def take_cache_config(values: dict[str, Any], choice: str | None = None) -> AdaCacheConfig | None:
+    """Remove AdaCache's settings from a config's `values`; None: every step is computed.
+
+    choice: the flag; a codebook's name changes that of the config, a profile replaces all.
+    Raises ValueError or TypeError for settings that cannot be.
+    """
+    published, options = take_published(values), values.pop("adacache", None)
+    if published.get("do_cache") and options is not None:
+        raise ValueError(f"adacache={options!r} and model.do_cache are both set; allowed: one of them")
+    cache = AdaCacheConfig.from_published(published) if options is None else checked_settings(options)
+    if choice is None or choice == "off":
+        return cache if choice is None else None
+    if choice in CODEBOOKS:
+        return replace(cache or AdaCacheConfig(probes=(MIDDLE_PROBE,)), codebook=choice, schedule=None)
+    return read_profile(choice)
+
+
+def take_published(values: dict[str, Any]) -> dict[str, Any]:
+    """Remove the published fork's keys, which it keeps in `model` and repeats at top level."""
+    model, scheduler = values.get("model"), values.get("scheduler")
+    if not (isinstance(model, dict) and isinstance(scheduler, dict)):
+        return {}  # an error that whoever reads them reports
+    published = {key: model.pop(key) for key in PUBLISHED_KEYS if key in model}
+    for key in published:
+        if key in values and (value := values.pop(key)) != published[key]:
+            raise ValueError(f"{key}={value!r}; allowed: that of model.{key}={published[key]!r}")
+    steps, sampled = published.get("num_sampling_steps"), scheduler.get("num_sampling_steps")
+    if steps is not None and steps != sampled:
+        raise ValueError(f"model.num_sampling_steps={steps}; "
+                         f"allowed: that of scheduler.num_sampling_steps={sampled}")
+    return published
+
+
+def read_profile(path: str) -> AdaCacheConfig:
+    if not Path(path).is_file():
+        raise ValueError(f"adacache={path!r}; allowed: {ALLOWED}")
+    try:
+        return checked_settings(json.loads(Path(path).read_text(encoding="utf-8")))
+    except (TypeError, ValueError, OSError) as error:
+        raise ValueError(f"adacache={path!r}: {error}") from error
+
+
+def checked_settings(options: object) -> AdaCacheConfig:
+    if not isinstance(options, dict):
+        raise ValueError(f"adacache={options!r}; allowed: dict(codebook=..., ...)")
+    return AdaCacheConfig.from_dict(options)
+
+
+def open_cache(
+    cache: AdaCacheConfig | None, model: nn.Module, num_steps: int
+) -> AbstractContextManager[Session | None]:
+    """The context of one denoising run."""
+    if cache is None:
+        return nullcontext()
+    middle = MIDDLE_PROBE.replace("middle", str((len(model.temporal_blocks) - 1) // 2))
+    probes = tuple(middle if probe == MIDDLE_PROBE else probe for probe in cache.probes)
+    return adaptive_cache(model, replace(cache, probes=probes), num_steps)
+
+
+def check_cache(cache: AdaCacheConfig | None, model: nn.Module, num_steps: int) -> None:
+    """Raise ValueError where `cache` does not fit the model or the number of steps."""
+    with suppress(Checked), open_cache(cache, model, num_steps):
+        raise Checked  # a run that ends without its steps would be reported
+
+
+class Checked(Exception):
+    """Leaves a cache that was opened only to see whether it opens."""
+
+
+def computed_so_far(session: Session) -> int:
+    """Steps that were computed for any video."""
+    return len({step for video in session.trace for step in video.computed_steps})
+
+
+def sampling_record(runs: Sequence[tuple[Session | None, int]], num_steps: int) -> dict[str, Any]:
+    """What a sample's record says of its denoising.  runs: session and row of each clip."""
+    clips = [clip_record(session, row, num_steps) for session, row in runs]
+    record = {"num_steps": num_steps, **clips[0],
+              "cache_bytes": max(session.cache_bytes if session else 0 for session, _ in runs),
+              "uncached": runs[0][0] is None}
+    return {**record, "clips": clips} if len(clips) > 1 else record
+
+
+def clip_record(session: Session | None, row: int, num_steps: int) -> dict[str, Any]:
+    """Computed steps and decisions; a trace has one entry per video, or one for all."""
+    if session is None:
+        return {"computed_steps": list(range(num_steps)), "decisions": []}
+    videos = session.trace.to_json()["videos"]
+    return videos[row if len(videos) > 1 else 0]
