@@ -1,0 +1,3 @@
+_base_ = "base.py"
+resolution = "480p"
+scheduler = dict(num_sampling_steps=30)

@@ -1,0 +1,2 @@
+_base_ = "720p_100_fast.py"
+adacache = dict(moreg=dict())

@@ -1,0 +1,2 @@
+_base_ = "720p_30_fast.py"
+adacache = dict(moreg=dict())

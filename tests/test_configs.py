@@ -1,0 +1,94 @@
+"""Every config in configs/ loads; the published sizes build; what they say of AdaCache is understood."""
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from adacache import AdaCacheConfig
+from opensora.pipeline import check_modules
+from opensora.registry import MODELS, SCHEDULERS, build_module
+from opensora.utils.config import read_config
+from opensora.utils.inference_config import InferenceConfig
+from opensora.utils.weights import packaged_path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "scripts"))
+from cache_choice import take_cache_config  # noqa: E402
+
+ALL = sorted((ROOT / "configs").rglob("*.py"))
+INFERENCE = [p for p in ALL if p.parent.name == "inference" or p.name.startswith("sample")]
+PUBLISHED = [p for p in INFERENCE if "opensora-v1-2" in p.parts]
+
+
+ASSETS = ROOT / "opensora/assets/shapes"  # the embedded model
+
+
+def name(path: Path) -> str:
+    return str(path.relative_to(ROOT / "configs"))
+
+
+def plain(path: Path) -> dict:
+    return {"resolution": "480p", "device": "cpu", **read_config(path).to_dict()}
+
+
+def test_all_kinds_of_configs_are_there():
+    names = {name(p) for p in INFERENCE}
+    assert {f"shapes/{n}.py" for n in ("sample", "sample_adacache", "sample_adacache_moreg")} <= names
+    assert {f"opensora-v1-2/inference/{r}_{n}{c}.py" for r in ("480p", "720p") for n in (30, 100)
+            for c in ("", "_fast", "_slow", "_fast_moreg")} <= names
+
+
+@pytest.mark.parametrize("path", ALL, ids=name)
+def test_it_loads(path):
+    assert len(read_config(path)) > 0
+
+
+@pytest.mark.parametrize("path", INFERENCE, ids=name)
+def test_every_key_is_read_and_every_value_allowed(path):
+    values = plain(path)
+    cache = take_cache_config(values, None)
+    named = any(word in path.stem for word in ("fast", "slow", "adacache"))
+    assert isinstance(cache, AdaCacheConfig) if named else cache is None
+    assert named and "moreg" in path.stem or cache is None or cache.moreg is None
+    config = InferenceConfig.from_dict(values, str(path))
+    if "shapes" not in path.parts or ASSETS.exists():
+        check_modules(config)
+    assert build_module(config.scheduler, SCHEDULERS).flow.use_timestep_transform
+
+
+def test_the_published_configs_build_the_released_sizes():
+    values = read_config(PUBLISHED[0])
+    assert values.model.pop("from_pretrained") == "hpcai-tech/OpenSora-STDiT-v3"
+    assert values.vae.pop("from_pretrained") == "hpcai-tech/OpenSora-VAE-v1.2"
+    with torch.device("meta"):
+        transformer, vae = build_module(values.model, MODELS), build_module(values.vae, MODELS)
+    assert (transformer.config.depth, transformer.config.hidden_size) == (28, 1152)
+    assert len(transformer.state_dict()) == 973
+    assert vae.get_latent_size((51, 480, 854)) == [15, 60, 106]
+    assert values.text_encoder.model_max_length == transformer.config.model_max_length == 300
+
+
+def test_the_published_configs_share_their_models():
+    first, *others = [read_config(path).to_dict() for path in PUBLISHED]
+    for other in others:
+        assert all(first[part] == other[part] for part in ("model", "vae", "text_encoder"))
+
+
+def test_the_embedded_weights_are_found_from_any_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert packaged_path("opensora/assets/shapes/vae") == str(ASSETS / "vae")
+    assert packaged_path("owner/name") == "owner/name"
+    values = read_config(ROOT / "configs/shapes/sample.py")
+    sources = {part: values[part].from_pretrained for part in ("model", "vae", "text_encoder")}
+    assert {packaged_path(source) for source in sources.values()} == {
+        str(ASSETS / part) for part in ("transformer", "vae", "text_encoder")}
+
+
+def test_the_steps_and_resolutions_are_those_of_the_names():
+    for path in PUBLISHED:
+        if path.stem != "base":
+            resolution, steps, *_ = path.stem.split("_")
+            values = read_config(path)
+            assert (values.resolution, values.scheduler.num_sampling_steps) == (resolution, int(steps))
+            assert values.scheduler.cfg_scale == 7.0 and values.num_frames == "2s"
