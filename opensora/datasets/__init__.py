@@ -1,2 +1,4 @@
-"""Clips: rendered (shapes) or read from a CSV; prompts' references; sizes."""
+"""Clips: rendered (shapes), read from a CSV, or encoded before; importing this registers them."""
+from opensora.datasets import latents as latents
 from opensora.datasets import shapes as shapes
+from opensora.datasets import video_csv as video_csv

@@ -1,0 +1,180 @@
+"""Training resumes where it stopped, writes whole files, and learns."""
+import csv
+
+import pytest
+import torch
+from torch import nn
+
+from opensora.datasets.latents import LatentDataset, write_shard
+from opensora.datasets.shapes import sample_scene
+from opensora.models.stdit.stdit3 import STDiT3, STDiT3Config
+from opensora.models.text_encoder.new_t5 import new_t5
+from opensora.models.vae.vae import OpenSoraVAE
+from opensora.schedulers.rf.rectified_flow import RectifiedFlow
+from opensora.training.diffusion_objective import DiffusionObjective, LatentBatches, Stage
+from opensora.training.loop import LoopConfig, TrainingRun
+from opensora.training.optimizers import build_optimizers, learning_rate_factor
+from opensora.training.vae_init import start_as_downscaler, start_temporal
+
+SPATIAL = dict(
+    in_channels=3, out_channels=3, latent_channels=4, layers_per_block=1, norm_num_groups=2, sample_size=32,
+    block_out_channels=(8, 8, 16, 16),
+    down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4,
+)
+TEMPORAL = dict(filters=16, num_res_blocks=1, channel_multipliers=(1, 1, 1, 1), num_groups=2)
+
+
+class Line(nn.Module):
+    """y = w x + b, to be fitted to y = 3x - 1."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(1, 1)
+
+    def forward(self, x):
+        return {"loss": (self.linear(x) - (3 * x - 1)).square().mean()}
+
+
+def train_line(folder, steps, **options):
+    torch.manual_seed(0)
+    module = Line()
+    config = LoopConfig(steps=steps, lr=0.05, warmup=1, dtype="fp32", log_every=5, ckpt_every=5, **options)
+    run = TrainingRun(module, module, lambda index: torch.randn(16, 1), config, folder)
+    run.run()
+    return module
+
+
+def test_the_loop_learns_a_line(tmp_path):
+    module = train_line(tmp_path, 300)
+    assert module.linear.weight.item() == pytest.approx(3, abs=0.05)
+    assert module.linear.bias.item() == pytest.approx(-1, abs=0.05)
+
+
+def test_a_stopped_and_resumed_run_ends_where_an_unbroken_one_does(tmp_path):
+    unbroken = train_line(tmp_path / "a", 20, decay_fraction=0.0)
+    train_line(tmp_path / "b", 10, decay_fraction=0.0)
+    resumed = train_line(tmp_path / "b", 20, decay_fraction=0.0)
+    for a, b in zip(unbroken.parameters(), resumed.parameters(), strict=True):
+        assert torch.equal(a, b)
+    steps = [int(row["step"]) for row in csv.DictReader((tmp_path / "b" / "loss.csv").open())]
+    assert steps == [5, 10, 15, 20]
+    assert (tmp_path / "b" / "loss.png").stat().st_size > 0
+
+
+def test_an_interrupted_run_saves_and_leaves_no_part_file(tmp_path):
+    module = Line()
+
+    def batches(index):
+        if index == 7:
+            raise KeyboardInterrupt
+        return torch.randn(4, 1)
+
+    config = LoopConfig(steps=20, lr=0.1, dtype="fp32")
+    with pytest.raises(KeyboardInterrupt):
+        TrainingRun(module, module, batches, config, tmp_path).run()
+    assert torch.load(tmp_path / "checkpoint.pt", weights_only=True)["step"] == 7
+    assert not list(tmp_path.glob("*.part"))
+
+
+def test_a_gradient_that_is_not_finite_changes_no_weight(tmp_path):
+    module = Line()
+    before = [p.clone() for p in module.parameters()]
+    config = LoopConfig(steps=1, lr=0.1, dtype="fp32")
+    TrainingRun(module, module, lambda i: torch.full((4, 1), float("inf")), config, tmp_path).run()
+    assert all(torch.equal(a, b) for a, b in zip(before, module.parameters(), strict=True))
+
+
+def test_the_learning_rate_rises_holds_and_falls():
+    factors = [learning_rate_factor(s, steps=100, warmup=10, decay_fraction=0.5) for s in (0, 9, 50, 75, 99)]
+    assert factors == pytest.approx([0.1, 1.0, 1.0, 0.5, 0.02])
+
+
+def test_muon_takes_the_matrices_of_blocks_and_nothing_else():
+    model = STDiT3(STDiT3Config(depth=1, hidden_size=16, num_heads=2, caption_channels=8, model_max_length=4))
+    adam, muon = build_optimizers(model, lr=1e-3, muon_lr=1e-3)
+    inside = {id(p) for g in muon.param_groups for p in g["params"]}
+    names = [n for n, p in model.named_parameters() if id(p) in inside]
+    assert "spatial_blocks.0.attn.qkv.weight" in names
+    assert not any("embedder" in n or "final" in n or "table" in n for n in names)
+    total = sum(len(g["params"]) for o in (adam, muon) for g in o.param_groups)
+    assert total == sum(p.requires_grad for p in model.parameters())
+
+
+@torch.no_grad()
+def test_a_new_autoencoder_starts_as_a_downscaler_that_keeps_colours_and_time():
+    torch.manual_seed(0)
+    vae = OpenSoraVAE(SPATIAL, TEMPORAL, micro_batch_size=None)
+    start_as_downscaler(vae.spatial_vae.module)
+    start_temporal(vae.temporal_vae)
+    red = torch.zeros(1, 3, 17, 32, 32)
+    red[:, 0, 8:, :, 16:] = 1.0  # from frame 8 on, the right half is red
+    out = vae.decode(vae.encode(red, sample=False), 17)
+    red_part, before = out[0, :, 12, :, 24].mean(1), out[0, :, 2, :, 24].mean(1)
+    assert red_part[0] > red_part[1] + 0.1 and red_part[0] > red_part[2] + 0.1
+    assert red_part[0] > before[0] + 0.1
+
+
+def latent_folder(tmp_path, clips=6):
+    texts = [sample_scene(i).caption for i in range(clips)]
+    write_shard(tmp_path, 0, torch.arange(clips).view(-1, 1, 1, 1, 1).expand(-1, 4, 15, 4, 4).float(), texts)
+    return texts
+
+
+def test_cached_latents_come_back_with_their_captions(tmp_path):
+    texts = latent_folder(tmp_path)
+    dataset = LatentDataset(str(tmp_path))
+    assert [dataset[i]["text"] for i in range(6)] == texts
+    assert [float(dataset[i]["z"].mean()) for i in range(6)] == [0, 1, 2, 3, 4, 5]
+    with pytest.raises(FileNotFoundError, match="cache_latents"):
+        LatentDataset(str(tmp_path / "none"))
+
+
+def test_every_clip_comes_once_an_epoch_whatever_the_number_of_ranks(tmp_path):
+    latent_folder(tmp_path)
+    text_encoder = new_t5("shapes", 32, d_model=16, num_layers=1, num_heads=2, d_ff=16)
+    for ranks in (1, 3):
+        stages = [Stage(until=100, latent_frames=5, num_frames=17, batch=2)]
+        batches = LatentBatches(LatentDataset(str(tmp_path)), text_encoder, stages, ranks, 32, 32, 24)
+        seen = [int(v) for index in range(3) for v in batches(index).z[:, 0, 0, 0, 0]]
+        assert sorted(seen) == [0, 1, 2, 3, 4, 5]
+        assert batches(0).z.shape == (2, 4, 5, 4, 4)
+
+
+def test_the_objective_trains_transformer_and_text_encoder(tmp_path):
+    latent_folder(tmp_path)
+    torch.manual_seed(0)
+    text_encoder = new_t5("shapes", 32, d_model=16, num_layers=1, num_heads=2, d_ff=16)
+    model = STDiT3(STDiT3Config(depth=1, hidden_size=16, num_heads=2, caption_channels=16,
+                                model_max_length=32))
+    nn.init.normal_(model.final_layer.linear.weight, std=0.02)  # at zero, nothing before it has a gradient
+    for layer in model.temporal_blocks[0].cross_attn, model.temporal_blocks[0].attn:
+        nn.init.normal_(layer.proj.weight, std=0.02)
+    objective = DiffusionObjective(model.train(), text_encoder, RectifiedFlow(use_timestep_transform=True),
+                                   train_text_encoder=True, mask_ratios={"image_head": 1.0})
+    stages = [Stage(until=9, latent_frames=15, num_frames=51, batch=3)]
+    batch = LatentBatches(LatentDataset(str(tmp_path)), text_encoder, stages, 1, 32, 32, 24)(0)
+    objective(batch)["loss"].backward()
+    assert text_encoder.model.shared.weight.grad.abs().sum() > 0
+    assert model.temporal_blocks[0].attn.qkv.weight.grad.abs().sum() > 0
+
+
+def test_given_frames_stay_clean_and_do_not_count():
+    x, noise = torch.ones(1, 1, 3, 2, 2), torch.zeros(1, 1, 3, 2, 2)
+    seen = {}
+
+    def model(x_t, t, x_mask):
+        seen.update(x_t=x_t, x_mask=x_mask)
+        return torch.tensor([9.0, 0.0, 0.0]).view(1, 1, 3, 1, 1).expand_as(x_t)
+
+    mask = torch.tensor([[False, True, True]])
+    loss = RectifiedFlow().training_losses(model, x, {}, noise=noise, mask=mask,
+                                           t=torch.tensor([500.0]))["loss"]
+    assert seen["x_t"][0, 0, :, 0, 0].tolist() == [1.0, 0.5, 0.5]
+    assert loss.item() == pytest.approx(1.0)  # velocity x - noise = 1 against 0, frame 0 left out
+
+
+def test_a_model_with_one_output_per_channel_trains_too():
+    x = torch.ones(2, 4, 1, 2, 2)
+    out = RectifiedFlow().training_losses(lambda x_t, t: torch.zeros_like(x_t), x, {},
+                                          noise=torch.zeros_like(x))
+    assert out["loss"].tolist() == [1.0, 1.0]
