@@ -1,4 +1,4 @@
-"""Encode a data set once: `python scripts/cache_latents.py CONFIG [--part 0/2] [--cfg-options key=value ...]`.
+"""Encode a data set once: `python scripts/cache_latents.py CONFIG [--part 0/2] [--cfg-options ...]`.
 
 Shards that are there already are kept, so it can be stopped and started again; parts run side by side.
 """
@@ -38,7 +38,8 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[RichHandler(show_path=False)])
     config = read_config(args.config, args.cfg_options)
     check_keys(config, KEYS, args.config)
-    vae = build_module(config.vae, MODELS).eval().to(torch.bfloat16 if config.dtype == "bf16" else torch.float32)
+    dtype = torch.bfloat16 if config.dtype == "bf16" else torch.float32
+    vae = build_module(config.vae, MODELS).eval().to(dtype)
     vae.spatial_vae.module.to(memory_format=torch.channels_last)
     dataset, out = build_module(config.dataset, DATASETS), Path(config.out)
     part, parts = map(int, args.part.split("/"))

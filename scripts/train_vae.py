@@ -35,8 +35,10 @@ def run_stage(vae, dataset, stage: dict, folder: Path) -> None:
     if kind == "temporal":
         vae.spatial_vae.requires_grad_(False)
     module = make_objective(vae, **objective)
-    run = TrainingRun(module, module, lambda index: make_batch(dataset, index, **batch), LoopConfig(**stage), folder)
-    averaged = run.run(lambda row: logging.info("%s %s", kind, "  ".join(f"{k} {v:.4g}" for k, v in row.items())))
+    run = TrainingRun(module, module, lambda index: make_batch(dataset, index, **batch),
+                      LoopConfig(**stage), folder)
+    averaged = run.run(
+        lambda row: logging.info("%s %s", kind, "  ".join(f"{k} {v:.4g}" for k, v in row.items())))
     module.load_state_dict(averaged.state_dict())
 
 

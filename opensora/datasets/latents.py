@@ -20,7 +20,8 @@ def write_shard(folder: Path, number: int, z: Tensor, texts: list[str]) -> None:
     """Whole or not at all: aside, then renamed."""
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / f"{number:06d}.safetensors"
-    save_file({"z": z.to(torch.bfloat16).contiguous()}, file.with_suffix(".part"), {"texts": json.dumps(texts)})
+    save_file({"z": z.to(torch.bfloat16).contiguous()}, file.with_suffix(".part"),
+              {"texts": json.dumps(texts)})
     os.replace(file.with_suffix(".part"), file)
 
 

@@ -1,4 +1,4 @@
-"""Batches for the autoencoder: random crops of frames and of 17-frame chunks, a function of an index alone."""
+"""Batches for the autoencoder: random crops of frames and of 17-frame chunks, functions of an index alone."""
 from __future__ import annotations
 
 import torch
@@ -29,7 +29,7 @@ def frame_batch(dataset: Dataset, index: int, clips: int, frames: int, size: int
 
 
 def chunk_batch(dataset: Dataset, index: int, clips: int, frames: int, size: int | None) -> Tensor:
-    """A random chunk of `frames` frames of each of `clips` clips.  Returns: [clips, 3, frames, size, size]."""
+    """A random chunk of `frames` frames from each of `clips` clips: [clips, 3, frames, size, size]."""
     chosen = []
     for video in clips_at(dataset, index, clips):
         start = int(torch.randint(video.shape[1] - frames + 1, ()))

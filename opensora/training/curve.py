@@ -6,11 +6,11 @@ from pathlib import Path
 
 
 class LossCurve:
-    """Appends rows to `loss.csv`; rows at or after `first_step` (of an interrupted run) are dropped."""
+    """Appends rows to `loss.csv`; rows after `step` (a run stopped after its checkpoint) are dropped."""
 
-    def __init__(self, folder: Path, first_step: int) -> None:
+    def __init__(self, folder: Path, step: int) -> None:
         self.file = folder / "loss.csv"
-        kept = [r for r in self.rows() if int(r["step"]) < first_step]
+        kept = [r for r in self.rows() if int(r["step"]) <= step]
         self._write(kept)
 
     def rows(self) -> list[dict[str, str]]:

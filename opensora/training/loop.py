@@ -1,4 +1,4 @@
-"""The training loop: resumes at any step with the same result, keeps an EMA, writes checkpoints whole or not at all."""
+"""The training loop: resumes at any step with the same result, keeps an EMA, leaves no half checkpoint."""
 from __future__ import annotations
 
 import logging
@@ -51,8 +51,8 @@ class LoopConfig:
 class TrainingRun:
     """One run in one folder: `checkpoint.pt`, `loss.csv`, `loss.png`.
 
-    The random numbers and the batch of a step depend on seed, rank and step alone, so a run that was stopped and resumed ends
-    with the weights of one that was not.
+    The random numbers and the batch of a step depend on seed, rank and step alone, so a run that was stopped
+    and resumed ends with the weights of one that was not.
     """
 
     def __init__(self, module: nn.Module, objective: Objective, batch_at: BatchAt, config: LoopConfig,
@@ -64,7 +64,8 @@ class TrainingRun:
         self.rank, self.world_size = rank(), world_size()
         self.optimizers = build_optimizers(module, config.lr, config.weight_decay, muon_lr=config.muon_lr)
         self.parameters = [p for o in self.optimizers for g in o.param_groups for p in g["params"]]
-        self.ema = AveragedModel(module, multi_avg_fn=get_ema_multi_avg_fn(config.ema_decay), use_buffers=True)
+        self.ema = AveragedModel(module, multi_avg_fn=get_ema_multi_avg_fn(config.ema_decay),
+                                 use_buffers=True)
         self.step = 0
         self.resume()
 
@@ -146,4 +147,5 @@ class TrainingRun:
     def _log_row(self, losses: list[dict[str, Tensor]], seconds: float) -> dict[str, float]:
         row = {"step": self.step, "steps_per_second": len(losses) / seconds,
                "lr": self.optimizers[-1].param_groups[0]["lr"]}
-        return row | {k: torch.stack([x[k].float() for x in losses if k in x]).mean().item() for k in losses[-1]}
+        return row | {k: torch.stack([x[k].float() for x in losses if k in x]).mean().item()
+                      for k in losses[-1]}

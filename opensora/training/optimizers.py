@@ -5,7 +5,8 @@ import torch
 from torch import nn
 
 
-def build_optimizers(module: nn.Module, lr: float, weight_decay: float = 0.0, betas: tuple[float, float] = (0.9, 0.99),
+def build_optimizers(module: nn.Module, lr: float, weight_decay: float = 0.0,
+                     betas: tuple[float, float] = (0.9, 0.99),
                      muon_lr: float | None = None) -> list[torch.optim.Optimizer]:
     """AdamW for all trainable parameters; with `muon_lr`, Muon takes the matrices inside blocks.
 

@@ -1,8 +1,8 @@
 """A start for a small autoencoder that trains in minutes: at first it is a downscaler, and learns the rest.
 
-Group norm in front of the last layers hides absolute colour, and a random start spends most of a short training
-finding it again.  Here six channels of every layer carry +R, -R, +G, -G, +B, -B from the first step on; since
-silu(x) - silu(-x) = x, pairs pass the activation unharmed.  Residual branches start at zero.
+Group norm in front of the last layers hides absolute colour, and a random start spends most of a short
+training finding it again.  Here six channels of every layer carry +R, -R, +G, -G, +B, -B from the first step
+on; since silu(x) - silu(-x) = x, pairs pass the activation unharmed.  Residual branches start at zero.
 """
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ RANDOM_GAIN = 0.5    # of the other rows, which start as random features
 
 @torch.no_grad()
 def start_as_downscaler(vae: AutoencoderKL) -> None:
-    """Latents 0, 1, 2 become R, G, B of 8 x 8 pixel means (up to group norm's scale), latent 3 a random feature."""
+    """Latents 0, 1, 2 become R, G, B of 8 x 8 pixel means (up to group norm's scale), 3 a random feature."""
     for module in vae.modules():
         if isinstance(module, ResnetBlock2D):
             _zero(module.conv2)
@@ -49,7 +49,7 @@ def start_as_downscaler(vae: AutoencoderKL) -> None:
 
 @torch.no_grad()
 def start_temporal(vae: TemporalVAE) -> None:
-    """Latents become means over 4 frames, repeated when decoded; every channel travels as a pair of +x and -x."""
+    """Latents become means over 4 frames, repeated when decoded; every channel travels as a pair +x, -x."""
     channels = vae.post_quant_conv.conv.in_channels
     signs = torch.tensor([[1.0], [-1.0]])
     same, pairs = torch.eye(channels), torch.eye(2 * channels)
@@ -76,13 +76,14 @@ def start_temporal(vae: TemporalVAE) -> None:
 
 
 def _carry(conv: nn.Conv2d | nn.Conv3d, matrix: Tensor, taps: tuple[slice, ...] | None = None) -> None:
-    """Let the first rows of `conv` copy the first columns by `matrix`, averaged over `taps` (None: the centre)."""
+    """The first rows of `conv` copy the first columns by `matrix`, averaged over `taps` (None: centre)."""
     rows, columns = matrix.shape
     taps = taps or tuple(slice(k // 2, k // 2 + 1) for k in conv.kernel_size)
     conv.weight *= RANDOM_GAIN
     conv.weight[:rows] = 0.0
     area = conv.weight[0, 0][taps].numel()
-    conv.weight[(slice(rows), slice(columns), *taps)] = (matrix / area).reshape(rows, columns, *(1,) * len(taps))
+    means = (matrix / area).reshape(rows, columns, *(1,) * len(taps))
+    conv.weight[(slice(rows), slice(columns), *taps)] = means
     if conv.bias is not None:
         conv.bias[:rows] = 0.0
 

@@ -38,7 +38,8 @@ class SpatialObjective(nn.Module):
 class TemporalObjective(nn.Module):
     """17 frames of 2D latents -> 5 -> 17, the 2D part frozen; `decoded` frames are compared as pixels."""
 
-    def __init__(self, vae: OpenSoraVAE, kl_weight: float = 1e-6, decoded: int = 2, pixel_weight: float = 1.0) -> None:
+    def __init__(self, vae: OpenSoraVAE, kl_weight: float = 1e-6, decoded: int = 2,
+                 pixel_weight: float = 1.0) -> None:
         super().__init__()
         self.vae, self.kl_weight, self.decoded, self.pixel_weight = vae, kl_weight, decoded, pixel_weight
 
@@ -55,15 +56,16 @@ class TemporalObjective(nn.Module):
         target = video[:, :, shown]
         pixels = pixel_loss(reconstruction, target)
         mse = (reconstruction.float() - target).square().mean()
-        return {"loss": loss + self.pixel_weight * pixels + self.kl_weight * kl, "latent_loss": loss, "kl": kl,
-                "psnr": 10 * torch.log10(4.0 / mse)}
+        return {"loss": loss + self.pixel_weight * pixels + self.kl_weight * kl,
+                "latent_loss": loss, "kl": kl, "psnr": 10 * torch.log10(4.0 / mse)}
 
 
 @torch.no_grad()
 def fit_shift_and_scale(vae: OpenSoraVAE, videos: list[Tensor]) -> None:
-    """Set the buffers so that latents have mean 0 and deviation 1 in every channel.  videos: [1, 3, T, H, W]."""
+    """Set the buffers so that latents have mean 0, deviation 1 in every channel.  videos: [1, 3, T, H, W]."""
     shape = (1, vae.out_channels, 1, 1, 1)
     vae.shift, vae.scale = torch.zeros(shape), torch.ones(shape)
-    z = torch.cat([vae.encode(v, sample=False).float() for v in videos])
+    with torch.autocast(vae.device.type, torch.bfloat16):
+        z = torch.cat([vae.encode(v, sample=False).float() for v in videos])
     vae.shift = z.mean(dim=(0, 2, 3, 4)).view(shape)
     vae.scale = z.std(dim=(0, 2, 3, 4)).view(shape)

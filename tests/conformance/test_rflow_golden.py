@@ -50,12 +50,13 @@ def run_args(run: str, data=RUNS) -> dict:
 @pytest.mark.parametrize("run", sorted(META))
 def test_the_trajectory_of_every_recorded_run(run):
     meta, recorder = META[run], Recorder(tiny())
-    sampler = RFLOW(meta["steps"], cfg_scale=meta["cfg_scale"], use_timestep_transform=meta["use_timestep_transform"],
+    sampler = RFLOW(meta["steps"], cfg_scale=meta["cfg_scale"],
+                    use_timestep_transform=meta["use_timestep_transform"],
                     use_discrete_timesteps=meta["use_discrete_timesteps"])
     torch.manual_seed(meta["seed"])
     z = RUNS[f"{run}.z"]
-    out = sampler.sample(recorder, RecordedText(run, recorder.model), z=z.clone(), prompts=[""] * len(z), device="cpu",
-                         additional_args=run_args(run), mask=RUNS.get(f"{run}.mask"))
+    out = sampler.sample(recorder, RecordedText(run, recorder.model), z=z.clone(), prompts=[""] * len(z),
+                         device="cpu", additional_args=run_args(run), mask=RUNS.get(f"{run}.mask"))
     assert_close(torch.stack(recorder.t), RUNS[f"{run}.t"], 1e-6)
     for index, expected in zip(RUNS[f"{run}.z_in_steps"].tolist(), RUNS[f"{run}.z_in"], strict=True):
         assert_close(recorder.z_in[index - 1], expected)
@@ -88,5 +89,6 @@ def test_the_shift_and_the_noising():
             assert torch.isfinite(out).all()
         else:
             torch.testing.assert_close(out, PIECES[name], rtol=1e-6, atol=1e-4, check_dtype=False)
-    noised = RectifiedFlow().add_noise(PIECES["add_noise.x0"], PIECES["add_noise.noise"], PIECES["add_noise.t"])
+    noised = RectifiedFlow().add_noise(PIECES["add_noise.x0"], PIECES["add_noise.noise"],
+                                       PIECES["add_noise.t"])
     assert_close(noised, PIECES["add_noise.out"])

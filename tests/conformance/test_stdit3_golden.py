@@ -80,7 +80,8 @@ def test_position_and_timestep_embeddings():
         h, w, scale = int(h[1:]), int(w[1:]), float(scale.removeprefix("scale"))
         assert_close(PositionEmbedding2D(64)(h, w, scale, round((h * w) ** 0.5)), CASES[name])
     for dim in (256, 7):
-        assert_close(timestep_embedding(CASES["timestep_embedding.t"], dim), CASES[f"timestep_embedding.dim{dim}"])
+        assert_close(timestep_embedding(CASES["timestep_embedding.t"], dim),
+                     CASES[f"timestep_embedding.dim{dim}"])
 
 
 def test_rotary_embedding():
@@ -94,6 +95,7 @@ def test_full_size_names_and_shapes():
     with torch.device("meta"):
         state = STDiT3(STDiT3Config()).state_dict()
         large = stdit3_3b_2()
-    assert {k: list(v.shape) for k, v in state.items()} == {k: v["shape"] for k, v in recorded["state_dict"].items()}
+    assert ({k: list(v.shape) for k, v in state.items()}
+            == {k: v["shape"] for k, v in recorded["state_dict"].items()})
     expected = json.loads((GOLDEN / "stdit3_3b2_summary.json").read_text())["n_params"]
     assert sum(p.numel() for p in large.parameters()) == expected

@@ -23,8 +23,9 @@ def check_backend(backend: str) -> None:
         raise ValueError(f"attention_backend={backend!r}; allowed: {', '.join(BACKENDS)}")
     package = BACKENDS[backend]
     if package and importlib.util.find_spec(package) is None:
-        raise ImportError(f"attention_backend={backend!r} needs the package {package!r}, which is not installed; "
-                          "install it, or choose 'sdpa' (enable_flash_attn=False, --flash-attn False)")
+        raise ImportError(f"attention_backend={backend!r} needs the package {package!r}, which is not "
+                          "installed; install it, or choose 'sdpa' (enable_flash_attn=False, "
+                          "--flash-attn False)")
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, backend: str = "sdpa") -> Tensor:
@@ -36,7 +37,8 @@ def attend(q: Tensor, k: Tensor, v: Tensor, backend: str = "sdpa") -> Tensor:
     if backend == "xformers":
         from xformers.ops import memory_efficient_attention
 
-        return memory_efficient_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)).transpose(1, 2)
+        out = memory_efficient_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2))
+        return out.transpose(1, 2)
     if q.device.type == "cpu" and k.shape[2] <= SHORT_SEQUENCE:
         weights = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)
         return weights.softmax(dim=-1, dtype=torch.float32).to(v.dtype) @ v

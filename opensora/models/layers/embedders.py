@@ -43,7 +43,8 @@ class TimestepEmbedder(nn.Module):
     def __init__(self, hidden_size: int, frequency_size: int = 256) -> None:
         super().__init__()
         self.frequency_size = frequency_size
-        self.mlp = nn.Sequential(nn.Linear(frequency_size, hidden_size), nn.SiLU(), nn.Linear(hidden_size, hidden_size))
+        self.mlp = nn.Sequential(nn.Linear(frequency_size, hidden_size), nn.SiLU(),
+                                 nn.Linear(hidden_size, hidden_size))
 
     def forward(self, t: Tensor) -> Tensor:
         return self.mlp(timestep_embedding(t, self.frequency_size).to(self.mlp[0].weight.dtype))
@@ -64,7 +65,8 @@ class CaptionEmbedder(nn.Module):
 
     def __init__(self, in_channels: int, hidden_size: int, uncond_prob: float, token_num: int) -> None:
         super().__init__()
-        self.y_proj = Mlp(in_channels, hidden_size, hidden_size, act_layer=lambda: nn.GELU(approximate="tanh"))
+        self.y_proj = Mlp(in_channels, hidden_size, hidden_size,
+                          act_layer=lambda: nn.GELU(approximate="tanh"))
         self.register_buffer("y_embedding", torch.randn(token_num, in_channels) / in_channels**0.5)
         self.uncond_prob = uncond_prob
 

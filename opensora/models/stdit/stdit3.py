@@ -1,4 +1,6 @@
-"""STDiT3, the transformer of Open-Sora v1.2: spatial and temporal blocks in turn, adaLN-single, caption cross-attention.
+"""STDiT3, the transformer of Open-Sora v1.2.
+
+Spatial and temporal blocks in turn, adaLN-single, caption cross-attention.
 
 Legend: B rows (with guidance: conditional, then unconditional ones), T frames, S patches per frame, N = T*S,
 C width, F modulated frames (1, or T under a frame mask), L caption tokens.
@@ -36,8 +38,8 @@ from opensora.utils.weights import load_weights, read_config
 class STDiT3Config:
     """Size and options, named as published.
 
-    attention_backend: "sdpa", "flash-attn" or "xformers"; `enable_flash_attn=True` is the published name of the
-    second.  enable_layernorm_kernel is accepted and changes nothing: torch's own layer norm is one kernel.
+    attention_backend: "sdpa", "flash-attn" or "xformers"; `enable_flash_attn=True` is the published name of
+    the second.  enable_layernorm_kernel is accepted and changes nothing: torch's layer norm is one kernel.
     """
 
     input_size: tuple = (None, None, None)
@@ -64,7 +66,8 @@ class STDiT3Config:
     def __post_init__(self) -> None:
         self.patch_size = tuple(self.patch_size)
         if self.hidden_size % self.num_heads or (self.hidden_size // self.num_heads) % 2:
-            raise ValueError(f"hidden_size={self.hidden_size}; allowed: num_heads={self.num_heads} times an even number")
+            raise ValueError(f"hidden_size={self.hidden_size}; allowed: num_heads={self.num_heads} "
+                             "times an even number")
         if self.enable_flash_attn:
             self.attention_backend = "flash-attn"
         check_backend(self.attention_backend)
@@ -86,7 +89,7 @@ class Conditions:
 
     positions: Tensor                   # [1, S, C]
     rope: tuple[Tensor, Tensor]         # cos, sin: [T, D]
-    captions: list[tuple[CaptionKV, CaptionKV]]  # per depth: the spatial and the temporal block's keys and values
+    captions: list[tuple[CaptionKV, CaptionKV]]  # per depth: of the spatial and the temporal block
 
 
 class STDiT3Block(nn.Module):
@@ -105,7 +108,8 @@ class STDiT3Block(nn.Module):
         self.scale_shift_table = nn.Parameter(torch.randn(6, width) / width**0.5)
         self.residual_cache = None  # slot: filled from outside for the length of a sampling run
 
-    def forward(self, x: Tensor, t: Tensor, captions: CaptionKV, rope: tuple[Tensor, Tensor], T: int, S: int) -> Tensor:
+    def forward(self, x: Tensor, t: Tensor, captions: CaptionKV, rope: tuple[Tensor, Tensor],
+                T: int, S: int) -> Tensor:
         """x: [B, (T S), C].  t: [B, F, 6, C]."""
         cache = self.residual_cache
         if cache is not None and cache.reuse:
@@ -152,7 +156,7 @@ class FinalLayer(nn.Module):
         self.scale_shift_table = nn.Parameter(torch.randn(2, width) / width**0.5)
 
     def forward(self, x: Tensor, t: Tensor, t0: Tensor | None, x_mask: Tensor | None, T: int) -> Tensor:
-        """x: [B, (T S), C].  t, t0: [B, 1, C], of the step and of timestep 0.  x_mask: [B, T], None without t0."""
+        """x: [B, (T S), C].  t, t0: [B, 1, C], of the step, of timestep 0.  x_mask: [B, T] or None, as t0."""
         x = self._modulated(x, t, T)
         if x_mask is not None:
             # as published, and so as trained: clean frames are normalised and modulated a second time
@@ -166,7 +170,7 @@ class FinalLayer(nn.Module):
 
 
 class STDiT3(nn.Module):
-    """The denoiser: latents, timestep and caption -> velocity (and, with pred_sigma, as many unused channels)."""
+    """The denoiser: latents, timestep, caption -> velocity (with pred_sigma, and as many unused ones)."""
 
     def __init__(self, config: STDiT3Config) -> None:
         super().__init__()
@@ -201,11 +205,11 @@ class STDiT3(nn.Module):
         height: Tensor | None = None,
         width: Tensor | None = None,
     ) -> Tensor:
-        """x: latents [B, C_in, T, H, W].  timestep: [B], 0 to 1000.  y: [B, 1, L, C_text], or `prepare`'s result.
+        """x: latents [B, C_in, T, H, W].  timestep: [B], 0 to 1000.  y: [B, 1, L, C_text], or from `prepare`.
 
-        mask: caption mask [b, L] (b divides B; None attends everything).  x_mask: [B, T], True where a frame is
-        noisy at `timestep`, False where it is at timestep 0.  fps, height, width: [b], frames per second and pixels.
-        Returns: [B, C_out, T, H, W], fp32.
+        mask: caption mask [b, L] (b divides B; None attends everything).  x_mask: [B, T], True where a frame
+        is noisy at `timestep`, False where it is at timestep 0.  fps, height, width: [b], frames per second
+        and pixels.  Returns: [B, C_out, T, H, W], fp32.
         """
         if not isinstance(y, Conditions):
             y = self.prepare(y, mask, x.shape[2:], height, width)
@@ -255,8 +259,9 @@ class STDiT3(nn.Module):
         lengths = tuple(mask.sum(dim=1).tolist())  # device sync, once for a run
         return PackedCaptions(self.y_embedder(tokens[mask]), lengths)
 
-    def embed_timestep(self, timestep: Tensor, fps: Tensor, x_mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """Returns (t, t0), each [B, 1, C]: of the step and, under a frame mask, of timestep 0 (clean frames)."""
+    def embed_timestep(self, timestep: Tensor, fps: Tensor,
+                       x_mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Returns (t, t0), each [B, 1, C]: of the step and, under a frame mask, of timestep 0 (clean)."""
         fps_vector = self.fps_embedder(fps, len(timestep))
         t = (self.t_embedder(timestep) + fps_vector)[:, None]
         if x_mask is None:
@@ -295,7 +300,8 @@ class STDiT3(nn.Module):
 
         self.apply(xavier)
         nn.init.xavier_uniform_(self.x_embedder.proj.weight.flatten(1))
-        for layer in (self.t_embedder.mlp[0], self.t_embedder.mlp[2], self.fps_embedder.mlp[0], self.t_block[1]):
+        for layer in (self.t_embedder.mlp[0], self.t_embedder.mlp[2], self.fps_embedder.mlp[0],
+                      self.t_block[1]):
             nn.init.normal_(layer.weight, std=0.02)
         nn.init.zeros_(self.fps_embedder.mlp[2].weight)
         # temporal blocks start as the identity, so that images train the spatial ones undisturbed
@@ -311,10 +317,11 @@ class STDiT3(nn.Module):
 
 
 def _build(sizes: dict, from_pretrained: str | None, force_huggingface: bool, options: dict) -> STDiT3:
-    """A model of `sizes`, overridden by the checkpoint's config.json, overridden by the config file's `options`."""
+    """A model of `sizes`, overridden by the checkpoint's config.json, then by the config file's `options`."""
     stored = read_config(from_pretrained) if from_pretrained else {}
     names = {f.name for f in fields(STDiT3Config)} - {"attention_backend", "enable_flash_attn"}
-    model = STDiT3(STDiT3Config.from_dict({**sizes, **{k: v for k, v in stored.items() if k in names}, **options}))
+    stored_sizes = {k: v for k, v in stored.items() if k in names}
+    model = STDiT3(STDiT3Config.from_dict({**sizes, **stored_sizes, **options}))
     if from_pretrained:
         # checkpoints of v1.1 and before stored the position embedding
         load_weights(model, from_pretrained, optional=("pos_embed_temporal", "pos_embed", "rope.freqs"))

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 SCALING_FACTOR = 0.18215
 # PixArt-alpha/pixart_sigma_sdxlvae_T5_diffusers, subfolder vae
 SDXL_CONFIG = dict(
-    in_channels=3, out_channels=3, latent_channels=4, layers_per_block=2, norm_num_groups=32, sample_size=1024,
-    block_out_channels=(128, 256, 512, 512),
+    in_channels=3, out_channels=3, latent_channels=4, layers_per_block=2, norm_num_groups=32,
+    sample_size=1024, block_out_channels=(128, 256, 512, 512),
     down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4,
 )
 

@@ -1,4 +1,4 @@
-"""The causal temporal autoencoder: compresses 2D latents of 17 frames to 5 (MAGVIT-v2 layout, as in Open-Sora v1.2).
+"""The causal temporal autoencoder: 2D latents of 17 frames -> 5 (MAGVIT-v2 layout, as in Open-Sora v1.2).
 
 Legend: B videos, C channels, T frames, H x W latent pixels.
 """
@@ -65,7 +65,8 @@ class Encoder(nn.Module):
             previous = width
             if level < len(channels) - 1:
                 down = temporal_downsample[level]
-                self.conv_blocks.append(CausalConv3d(width, width, 3, strides=(2, 1, 1)) if down else nn.Identity())
+                self.conv_blocks.append(
+                    CausalConv3d(width, width, 3, strides=(2, 1, 1)) if down else nn.Identity())
         self.res_blocks = _res_blocks(previous, previous, num_res_blocks, num_groups)
         self.norm1 = nn.GroupNorm(num_groups, previous)
         self.conv2 = CausalConv3d(previous, out_channels, 1)

@@ -1,4 +1,4 @@
-"""OpenSoraVAE v1.2: a 2D autoencoder on frames, a causal temporal one on its latents, per-channel shift and scale.
+"""OpenSoraVAE v1.2: a 2D autoencoder on frames, a causal temporal one on its latents, a shift and scale.
 
 Legend: B videos, T frames, t latent frames (17 -> 5), H x W pixels.
 """
@@ -59,7 +59,8 @@ class OpenSoraVAE(nn.Module):
         sample: draw from both posteriors (published); False takes their means.
         """
         x_z = self.spatial_vae.encode(x, sample)
-        posteriors = [self.temporal_vae.encode(c) for c in x_z.split(self.micro_frame_size or x_z.shape[2], dim=2)]
+        posteriors = [self.temporal_vae.encode(c)
+                      for c in x_z.split(self.micro_frame_size or x_z.shape[2], dim=2)]
         z = torch.cat([p.sample() if sample else p.mean for p in posteriors], dim=2)
         return (z - self.shift) / self.scale
 
@@ -80,7 +81,8 @@ class OpenSoraVAE(nn.Module):
         The posterior is that of the last micro chunk, as published.
         """
         x_z = self.spatial_vae.encode(x)
-        posteriors = [self.temporal_vae.encode(c) for c in x_z.split(self.micro_frame_size or x_z.shape[2], dim=2)]
+        posteriors = [self.temporal_vae.encode(c)
+                      for c in x_z.split(self.micro_frame_size or x_z.shape[2], dim=2)]
         z = torch.cat([p.sample() for p in posteriors], dim=2)
         x_z_rec = self._decode_time(z, x.shape[2])
         return self.spatial_vae.decode(x_z_rec), x_z_rec, z, posteriors[-1], x_z

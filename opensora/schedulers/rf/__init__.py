@@ -18,8 +18,8 @@ __all__ = ["RFLOW", "RectifiedFlow"]
 class RFLOW:
     """Euler steps along the predicted velocity, from noise to data.
 
-    num_sampling_steps: steps of a run.  cfg_scale: guidance; 1 is the conditional model.  Further keywords as in
-    `RectifiedFlow`.  Raises ValueError for fewer than 1 step.
+    num_sampling_steps: steps of a run.  cfg_scale: guidance; 1 is the conditional model.  Further keywords as
+    in `RectifiedFlow`.  Raises ValueError for fewer than 1 step.
     """
 
     def __init__(self, num_sampling_steps: int = 10, num_timesteps: int = 1000, cfg_scale: float = 4.0,
@@ -33,21 +33,22 @@ class RFLOW:
 
     @torch.no_grad()
     def sample(
-        self, model: torch.nn.Module, text_encoder: Any, z: Tensor, prompts: list[str], device: torch.device | str,
-        additional_args: dict[str, Tensor] | None = None, mask: Tensor | None = None,
-        guidance_scale: float | None = None, progress: Callable[[int, int], None] | bool | None = None,
+        self, model: torch.nn.Module, text_encoder: Any, z: Tensor, prompts: list[str],
+        device: torch.device | str, additional_args: dict[str, Tensor] | None = None,
+        mask: Tensor | None = None, guidance_scale: float | None = None,
+        progress: Callable[[int, int], None] | bool | None = None,
     ) -> Tensor:
         """Denoise z with guidance.
 
-        z: noise (and given frames) [B, C, T, H, W].  text_encoder: `encode(prompts)` gives y [B, 1, L, C] and mask
-        [B, L], `null(B)` the null captions.  additional_args: fps, height, width, num_frames, each [B].
-        mask: [B, T], 1 generates a frame, 0 keeps it, between: it joins when the timestep falls below mask * 1000.
-        progress: called with (step, steps) after each step.  Returns: latents [B, C, T, H, W].
+        z: noise (and given frames) [B, C, T, H, W].  text_encoder: `encode(prompts)` gives y [B, 1, L, C] and
+        mask [B, L], `null(B)` the null captions.  additional_args: fps, height, width, num_frames, each [B].
+        mask: [B, T], 1 generates a frame, 0 keeps it, between: it joins when the timestep falls below
+        mask * 1000.  progress: called with (step, steps) after each step.  Returns: latents [B, C, T, H, W].
         """
         scale = self.cfg_scale if guidance_scale is None else guidance_scale
         text = text_encoder.encode(prompts)
-        return self.denoise(model, z, torch.cat([text["y"], text_encoder.null(len(prompts))]), text["mask"], device,
-                            additional_args, mask, scale, progress)
+        return self.denoise(model, z, torch.cat([text["y"], text_encoder.null(len(prompts))]), text["mask"],
+                            device, additional_args, mask, scale, progress)
 
     @torch.no_grad()
     def denoise(
@@ -55,7 +56,7 @@ class RFLOW:
         sizes: dict[str, Tensor] | None, mask: Tensor | None, scale: float,
         progress: Callable[[int, int], None] | bool | None = None,
     ) -> Tensor:
-        """`sample` once captions are embedded: y holds the conditional rows, then the null ones, [2B, 1, L, C]."""
+        """`sample` once captions are embedded: y holds the conditional, then the null rows, [2B, 1, L, C]."""
         timesteps = self.flow.sampling_timesteps(self.num_sampling_steps, len(z), device, sizes)
         arguments = model_arguments(model, z, y, y_mask, sizes)
         noised = None if mask is None else mask == 1  # [B, T], frames that have their noise already
@@ -81,7 +82,8 @@ class RFLOW:
         return self.flow.training_losses(model, x_start, accepted(model, model_kwargs), sizes, **options)
 
 
-def guided_velocity(model: torch.nn.Module, z: Tensor, t: Tensor, scale: float, arguments: dict[str, Any]) -> Tensor:
+def guided_velocity(model: torch.nn.Module, z: Tensor, t: Tensor, scale: float,
+                    arguments: dict[str, Any]) -> Tensor:
     """v = v_uncond + scale (v_cond - v_uncond), both rows in one call.  z: [B, C, T, H, W], t: [B]."""
     prediction = model(torch.cat([z, z]), torch.cat([t, t]), **arguments)[:, : z.shape[1]]
     conditional, unconditional = prediction.chunk(2)
@@ -93,7 +95,8 @@ def model_arguments(model: torch.nn.Module, z: Tensor, y: Tensor, y_mask: Tensor
     """What every step passes to the model; a model with `prepare` embeds captions here, once for the run."""
     arguments = accepted(model, sizes or {})
     if hasattr(model, "prepare"):
-        return {**arguments, "y": model.prepare(y, y_mask, z.shape[2:], arguments["height"], arguments["width"])}
+        conditions = model.prepare(y, y_mask, z.shape[2:], arguments["height"], arguments["width"])
+        return {**arguments, "y": conditions}
     return {**arguments, "y": y, "mask": y_mask}
 
 

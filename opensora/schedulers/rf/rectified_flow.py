@@ -1,4 +1,4 @@
-"""Rectified flow: x_t = (1 - t) x_0 + t noise, velocity v = x_0 - noise, timesteps from 1000 (noise) to 0 (data).
+"""Rectified flow: x_t = (1 - t) x_0 + t noise, v = x_0 - noise, timesteps from 1000 (noise) to 0 (data).
 
 Liu et al., "Flow Straight and Fast" (arXiv 2209.03003); timestep shift by size as in Open-Sora v1.2.
 Legend: B videos, C channels, T latent frames, H x W latent pixels.
@@ -19,7 +19,7 @@ def expand(t: Tensor, x: Tensor) -> Tensor:
 def latent_frames(num_frames: Tensor) -> Tensor:
     """Frames -> latent frames as the published shift counts them: 17 -> 5, the rest of a division dropped.
 
-    Fewer than 17 frames, where that count is 0 and the shift NaN, count as the autoencoder makes them: 4 -> 1.
+    Fewer than 17 frames, where that count is 0 and the shift NaN, count as the autoencoder has them: 4 -> 1.
     """
     return torch.where(num_frames < 17, torch.ceil(num_frames / 4), num_frames // 17 * 5)
 
@@ -30,10 +30,11 @@ def timestep_transform(
 ) -> Tensor:
     """Shift timesteps towards noise, the more the larger the video: t -> r t / (1 + (r - 1) t).
 
-    t: [B].  sizes: `height`, `width`, `num_frames` in pixels and frames, [B]; fp16 is too short for their product.
+    t: [B].  sizes: `height`, `width`, `num_frames` in pixels and frames, [B]; their product overflows fp16.
     """
     height, width, frames = (
-        v.float() if v.dtype == torch.float16 else v for v in (sizes["height"], sizes["width"], sizes["num_frames"])
+        v.float() if v.dtype == torch.float16 else v
+        for v in (sizes["height"], sizes["width"], sizes["num_frames"])
     )
     ratio = (height * width / base_resolution).sqrt() * latent_frames(frames).sqrt() * scale
     t = t / num_timesteps
@@ -49,8 +50,9 @@ class RectifiedFlow:
     SAMPLE_METHODS = ("uniform", "logit-normal")
 
     def __init__(
-        self, num_timesteps: int = 1000, use_discrete_timesteps: bool = False, use_timestep_transform: bool = False,
-        transform_scale: float = 1.0, sample_method: str = "uniform", loc: float = 0.0, logit_scale: float = 1.0,
+        self, num_timesteps: int = 1000, use_discrete_timesteps: bool = False,
+        use_timestep_transform: bool = False, transform_scale: float = 1.0, sample_method: str = "uniform",
+        loc: float = 0.0, logit_scale: float = 1.0,
     ) -> None:
         if sample_method not in self.SAMPLE_METHODS:
             raise ValueError(f"sample_method={sample_method!r}; allowed: {', '.join(self.SAMPLE_METHODS)}")
@@ -73,7 +75,8 @@ class RectifiedFlow:
         if not self.use_timestep_transform:
             return timesteps
         if not sizes or not {"height", "width", "num_frames"} <= set(sizes):
-            raise ValueError("use_timestep_transform=True needs additional_args with height, width and num_frames")
+            raise ValueError("use_timestep_transform=True needs additional_args with height, width and "
+                             "num_frames")
         # the sampler shifts by size alone; transform_scale belongs to training, as published
         return [timestep_transform(t, sizes, num_timesteps=self.num_timesteps) for t in timesteps]
 
@@ -85,7 +88,8 @@ class RectifiedFlow:
         elif self.sample_method == "uniform":
             t = torch.rand(rows, device=x.device) * self.num_timesteps
         else:
-            t = torch.sigmoid(self.loc + self.logit_scale * torch.randn(rows, device=x.device)) * self.num_timesteps
+            normal = torch.randn(rows, device=x.device)
+            t = torch.sigmoid(self.loc + self.logit_scale * normal) * self.num_timesteps
         if self.use_timestep_transform:
             t = timestep_transform(t, sizes, scale=self.transform_scale, num_timesteps=self.num_timesteps)
         return t
@@ -102,8 +106,8 @@ class RectifiedFlow:
     ) -> dict[str, Tensor]:
         """Mean squared error of the velocity.
 
-        x_start: latents [B, C, T, H, W].  mask: [B, T], True where a frame is noised and counts (False: given,
-        clean, not counted).  weights: [B].  t: [B].  Returns: {"loss": [B]}.
+        x_start: latents [B, C, T, H, W].  mask: [B, T], True where a frame is noised and counts (False:
+        given, clean, not counted).  weights: [B].  t: [B].  Returns: {"loss": [B]}.
         """
         t = self.draw_timesteps(x_start, sizes) if t is None else t
         noise = torch.randn_like(x_start) if noise is None else noise
@@ -113,8 +117,5 @@ class RectifiedFlow:
             model_kwargs = {**model_kwargs, "x_mask": mask}
         velocity = model(x_t, t, **model_kwargs)[:, : x_start.shape[1]]
         error = (velocity - (x_start - noise)).square().mean(dim=(1, 3, 4))  # [B, T]
-        if mask is None:
-            loss = error.mean(dim=1)
-        else:
-            loss = (error * mask).sum(dim=1) / mask.sum(dim=1).clamp(min=1)
+        loss = error.mean(dim=1) if mask is None else (error * mask).sum(dim=1) / mask.sum(dim=1).clamp(min=1)
         return {"loss": loss if weights is None else loss * weights}
