@@ -1,19 +1,20 @@
-"""Encode a data set once: `python scripts/cache_latents.py CONFIG [--part 0/2] [--cfg-options ...]`.
+"""Encode a data set once: `[torchrun ...] scripts/cache_latents.py CONFIG [--cfg-options key=value ...]`.
 
-Shards that are there already are kept, so it can be stopped and started again; parts run side by side.
+Shards that are there already are kept, so it can be stopped and started again; ranks share the work.
 """
-import argparse
 import logging
+import sys
 import time
 from pathlib import Path
 
 import torch
-from mmengine.config import DictAction
-from rich.logging import RichHandler
+from mmengine.config import Config
+from training_main import training_main
 
 from opensora.datasets.latents import write_shard
+from opensora.parallel import rank, training_device, world_size
 from opensora.registry import DATASETS, MODELS, build_module
-from opensora.utils.config import check_keys, read_config
+from opensora.utils.inference_config import DTYPES
 
 KEYS = {"vae", "dataset", "shard_size", "dtype", "out"}
 
@@ -24,26 +25,18 @@ def encode_shard(vae, dataset, start: int, stop: int) -> tuple[torch.Tensor, lis
     for index in range(start, stop):
         item = dataset[index]
         # means, not samples: the diffusion model needs no second noise
-        z.append(vae.encode(item["video"][None].to(vae.dtype), sample=False)[0])
+        z.append(vae.encode(item["video"][None].to(vae.device, vae.dtype), sample=False)[0].cpu())
         texts.append(item["text"])
     return torch.stack(z), texts
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("config")
-    parser.add_argument("--part", default="0/1", help="K/N: every N-th shard, from the K-th")
-    parser.add_argument("--cfg-options", nargs="+", action=DictAction, metavar="KEY=VALUE")
-    args = parser.parse_args()
-    logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[RichHandler(show_path=False)])
-    config = read_config(args.config, args.cfg_options)
-    check_keys(config, KEYS, args.config)
-    dtype = torch.bfloat16 if config.dtype == "bf16" else torch.float32
-    vae = build_module(config.vae, MODELS).eval().to(dtype)
+def cache(config: Config) -> None:
+    if config.dtype not in DTYPES:
+        raise ValueError(f"dtype={config.dtype!r}; allowed: {', '.join(DTYPES)}")
+    vae = build_module(config.vae, MODELS).eval().to(training_device(), DTYPES[config.dtype])
     vae.spatial_vae.module.to(memory_format=torch.channels_last)
     dataset, out = build_module(config.dataset, DATASETS), Path(config.out)
-    part, parts = map(int, args.part.split("/"))
-    for number in range(part, -(-len(dataset) // config.shard_size), parts):
+    for number in range(rank(), -(-len(dataset) // config.shard_size), world_size()):
         if (out / f"{number:06d}.safetensors").exists():
             continue
         started = time.perf_counter()
@@ -54,4 +47,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(training_main(__doc__, lambda config: KEYS, cache))

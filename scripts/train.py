@@ -1,46 +1,53 @@
-"""Train the diffusion model on cached latents: `[torchrun ...] scripts/train.py CONFIG [--cfg-options ...]`.
+"""Train the diffusion model: `[torchrun ...] scripts/train.py CONFIG [--cfg-options key=value ...]`.
 
-Resumes where it stopped; writes the averaged weights as transformer/ (and text_encoder/ where that is trained).
+A config with a `vae` trains on captioned videos from a CSV, in buckets; one without, on cached latents.
+Resumes where it stopped; writes the averaged weights as transformer/ (and text_encoder/ where that is
+trained).
 """
-import argparse
 import logging
+import sys
 from dataclasses import fields
 from pathlib import Path
 
 import torch
-from mmengine.config import Config, DictAction
-from rich.logging import RichHandler
+from mmengine.config import Config
+from training_main import training_main
 
 import opensora.models.text_encoder.new_t5  # noqa: F401  registers "t5-new"
 from opensora.models.stdit.stdit3 import config_of
-from opensora.parallel import process_group, rank, world_size
+from opensora.parallel import rank, training_device, world_size
 from opensora.registry import DATASETS, MODELS, build_module
 from opensora.schedulers.rf.rectified_flow import RectifiedFlow
 from opensora.training.diffusion_objective import DiffusionObjective, LatentBatches, Stage
 from opensora.training.loop import LoopConfig, TrainingRun
-from opensora.utils.config import check_keys, read_config
+from opensora.training.video_batches import VideoBatches
+from opensora.utils.config import check_keys
 from opensora.utils.weights import save_weights
 
-KEYS = {"model", "text_encoder", "dataset", "flow", "objective", "stages", "loop", "sizes", "out", "seed"}
+KEYS = {"model", "text_encoder", "dataset", "flow", "objective", "loop", "out", "seed"}
+LATENT_KEYS, VIDEO_KEYS = {"stages", "sizes"}, {"vae", "bucket_config", "workers"}
 
 
-def build(config: Config) -> tuple[DiffusionObjective, LatentBatches]:
-    torch.manual_seed(config.seed)
-    text_encoder = build_module(config.text_encoder, MODELS)
-    model = build_module(config.model, MODELS, caption_channels=text_encoder.output_dim,
-                         model_max_length=text_encoder.model_max_length).train()
-    objective = DiffusionObjective(model, text_encoder, RectifiedFlow(**config.flow), **config.objective)
-    stages = [Stage(**stage) for stage in config.stages]
-    batches = LatentBatches(build_module(config.dataset, DATASETS), text_encoder, stages, world_size(),
-                            **config.sizes, seed=config.seed)
-    return objective, batches
+def build_batches(config: Config, text_encoder, device: torch.device) -> LatentBatches | VideoBatches:
+    dataset = build_module(config.dataset, DATASETS)
+    if "vae" not in config:
+        stages = [Stage(**stage) for stage in config.stages]
+        return LatentBatches(dataset, text_encoder, stages, world_size(), **config.sizes, seed=config.seed)
+    vae = build_module(config.vae, MODELS).to(device, torch.bfloat16).eval().requires_grad_(False)
+    return VideoBatches(dataset, config.bucket_config, vae, text_encoder, world_size(), rank(),
+                        config.workers, config.seed)
 
 
 def train(config: Config) -> None:
     check_keys(config.loop, [f.name for f in fields(LoopConfig)], "loop")
-    objective, batches = build(config)
-    loop = LoopConfig(steps=config.stages[-1]["until"], **config.loop)
-    run = TrainingRun(objective, objective, batches, loop, config.out)
+    steps = {} if "vae" in config else {"steps": config.stages[-1]["until"]}
+    loop, device = LoopConfig(**steps, **config.loop), training_device()
+    torch.manual_seed(config.seed)
+    text_encoder = build_module(config.text_encoder, MODELS, device=device)
+    model = build_module(config.model, MODELS, caption_channels=text_encoder.output_dim,
+                         model_max_length=text_encoder.model_max_length).to(device).train()
+    objective = DiffusionObjective(model, text_encoder, RectifiedFlow(**config.flow), **config.objective)
+    run = TrainingRun(objective, objective, build_batches(config, text_encoder, device), loop, config.out)
     averaged = run.run(lambda row: logging.info("  ".join(f"{k} {v:.4g}" for k, v in row.items())))
     if rank() == 0:
         save_weights(averaged.model, Path(config.out) / "transformer", config_of(objective.model))
@@ -49,18 +56,9 @@ def train(config: Config) -> None:
             objective.text.save_pretrained(Path(config.out) / "text_encoder")
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("config")
-    parser.add_argument("--cfg-options", nargs="+", action=DictAction, metavar="KEY=VALUE")
-    args = parser.parse_args()
-    config = read_config(args.config, args.cfg_options)
-    check_keys(config, KEYS, args.config)
-    with process_group():
-        logging.basicConfig(level=logging.INFO if rank() == 0 else logging.WARNING, format="%(message)s",
-                            handlers=[RichHandler(show_path=False)])
-        train(config)
+def keys(config: Config) -> set[str]:
+    return KEYS | (VIDEO_KEYS if "vae" in config else LATENT_KEYS)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(training_main(__doc__, keys, train))

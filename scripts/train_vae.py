@@ -2,40 +2,45 @@
 
 Two stages (2D on frames, temporal on chunks), then shift and scale from the data; resumes where it stopped.
 """
-import argparse
 import logging
+import sys
 from dataclasses import fields
 from pathlib import Path
 
 import torch
-from mmengine.config import DictAction
-from rich.logging import RichHandler
+from training_main import training_main
 
-from opensora.parallel import process_group, rank
+from opensora.parallel import rank
 from opensora.registry import DATASETS, MODELS, build_module
 from opensora.training.crops import chunk_batch, frame_batch
 from opensora.training.loop import LoopConfig, TrainingRun
 from opensora.training.vae_init import start_as_downscaler, start_temporal
 from opensora.training.vae_objective import SpatialObjective, TemporalObjective, fit_shift_and_scale
-from opensora.utils.config import check_keys, read_config
+from opensora.utils.config import check_keys
 from opensora.utils.weights import save_weights
 
 KEYS = {"model", "dataset", "stages", "statistics_clips", "out", "seed"}
 STAGES = {"spatial": (SpatialObjective, frame_batch), "temporal": (TemporalObjective, chunk_batch)}
 
 
-def run_stage(vae, dataset, stage: dict, folder: Path) -> None:
-    """Train one part; `stage` holds kind, batch (clips, frames, size), objective and the loop's settings."""
+def run_stage(vae, dataset: dict, stage: dict, folder: Path) -> None:
+    """Train one part.
+
+    stage: kind, batch (clips, frames, size), objective, dataset (what differs from the config's), and the
+    loop's settings.
+    """
     stage = dict(stage)
     kind, batch, objective = stage.pop("kind"), stage.pop("batch"), stage.pop("objective", {})
+    dataset = {**dataset, **stage.pop("dataset", {})}
     if kind not in STAGES:
         raise ValueError(f"stages: kind={kind!r}; allowed: {', '.join(STAGES)}")
     check_keys(stage, [f.name for f in fields(LoopConfig)], f"stages ({kind})")
     make_objective, make_batch = STAGES[kind]
+    clips = build_module(dataset, DATASETS)
     if kind == "temporal":
         vae.spatial_vae.requires_grad_(False)
     module = make_objective(vae, **objective)
-    run = TrainingRun(module, module, lambda index: make_batch(dataset, index, **batch),
+    run = TrainingRun(module, module, lambda index: make_batch(clips, index, **batch),
                       LoopConfig(**stage), folder)
     averaged = run.run(
         lambda row: logging.info("%s %s", kind, "  ".join(f"{k} {v:.4g}" for k, v in row.items())))
@@ -50,30 +55,17 @@ def train(config) -> None:
         start_temporal(vae.temporal_vae)
     vae.spatial_vae.module.to(memory_format=torch.channels_last)
     vae.temporal_vae.to(memory_format=torch.channels_last_3d)
-    dataset = build_module(config.dataset, DATASETS)
     out = Path(config.out)
     for number, stage in enumerate(config.stages):
-        run_stage(vae, dataset, stage, out / f"{number}_{stage['kind']}")
+        run_stage(vae, config.dataset, stage, out / f"{number}_{stage['kind']}")
     if rank() == 0:
         vae.eval()
+        dataset = build_module(config.dataset, DATASETS)
         fit_shift_and_scale(vae, [dataset[i]["video"][None] for i in range(config.statistics_clips)])
         sizes = {k: config.model[k] for k in ("spatial_config", "temporal_config") if k in config.model}
         save_weights(vae, out / "vae", {"model_type": "OpenSoraVAE_V1_2", **sizes})
         logging.info("wrote %s", out / "vae")
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("config")
-    parser.add_argument("--cfg-options", nargs="+", action=DictAction, metavar="KEY=VALUE")
-    args = parser.parse_args()
-    config = read_config(args.config, args.cfg_options)
-    check_keys(config, KEYS, args.config)
-    with process_group():
-        logging.basicConfig(level=logging.INFO if rank() == 0 else logging.WARNING, format="%(message)s",
-                            handlers=[RichHandler(show_path=False)])
-        train(config)
-
-
 if __name__ == "__main__":
-    main()
+    sys.exit(training_main(__doc__, lambda config: KEYS, train))

@@ -17,7 +17,8 @@ stages = [
     dict(until=2500, latent_frames=5, num_frames=17, batch=32),
     dict(until=5500, latent_frames=15, num_frames=51, batch=16),
 ]
-loop = dict(lr=2e-3, muon_lr=3e-3, warmup=100, decay_fraction=0.6, ema_decay=0.998, log_every=20, ckpt_every=200)
+loop = dict(lr=2e-3, muon_lr=3e-3, warmup=100, decay_fraction=0.6, ema_decay=0.998,
+            log_every=20, ckpt_every=200)
 sizes = dict(height=128, width=128, fps=24)
 out = "outputs/shapes/diffusion"
 seed = 0

@@ -11,12 +11,19 @@ def clips_at(dataset: Dataset, index: int, count: int) -> list[Tensor]:
     return [dataset[(index * count + i) % len(dataset)]["video"] for i in range(count)]
 
 
-def random_crop(video: Tensor, size: int | None) -> Tensor:
-    """[..., H, W] -> [..., size, size] at a random place; None: unchanged."""
+def random_crop(video: Tensor, size: int | None, tries: int = 3) -> Tensor:
+    """[..., H, W] -> [..., size, size]: of `tries` random places the one with most contrast; None: unchanged.
+
+    Plain background is learnt soon; edges are what there is to learn.
+    """
     if size is None:
         return video
-    top, left = (int(torch.randint(length - size + 1, ())) for length in video.shape[-2:])
-    return video[..., top : top + size, left : left + size]
+
+    def crop() -> Tensor:
+        top, left = (int(torch.randint(length - size + 1, ())) for length in video.shape[-2:])
+        return video[..., top : top + size, left : left + size]
+
+    return max((crop() for _ in range(tries)), key=lambda crop: crop.std().item())
 
 
 def frame_batch(dataset: Dataset, index: int, clips: int, frames: int, size: int | None) -> Tensor:

@@ -1,4 +1,4 @@
-"""The diffusion model's loss, on cached latents or on pixels; the text encoder learns along where it is small.
+"""The diffusion model's loss, on cached latents or pixels; the text encoder learns along where it is small.
 
 Legend: B clips, C channels, T latent frames, H x W latent pixels, L caption tokens.
 """
@@ -24,6 +24,10 @@ class Batch:
     ids: Tensor
     mask: Tensor
     sizes: dict[str, Tensor]
+
+    def to(self, device: torch.device) -> Batch:
+        sizes = {k: v.to(device) for k, v in self.sizes.items()}
+        return Batch(self.z.to(device), self.ids.to(device), self.mask.to(device), sizes)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +63,7 @@ class LatentBatches:
                      {k: torch.full((len(z),), float(v)) for k, v in sizes.items()})
 
     def _excerpt(self, z: Tensor, frames: int) -> Tensor:
-        """`frames` latent frames from the start of a random chunk, since chunks are encoded apart: [C, T, H, W]."""
+        """`frames` latent frames from a random chunk's start, as chunks are encoded apart: [C, T, H, W]."""
         starts = range(0, z.shape[1] - frames + 1, self.chunk)
         return z[:, (start := starts[int(torch.randint(len(starts), ()))]) : start + frames]
 
@@ -81,8 +85,9 @@ class DiffusionObjective(nn.Module):
     `mask_share` of the batches.
     """
 
-    def __init__(self, model: STDiT3, text_encoder: T5Encoder, flow: RectifiedFlow, train_text_encoder: bool = False,
-                 mask_ratios: dict[str, float] | None = None, mask_share: float = 1.0) -> None:
+    def __init__(self, model: STDiT3, text_encoder: T5Encoder, flow: RectifiedFlow,
+                 train_text_encoder: bool = False, mask_ratios: dict[str, float] | None = None,
+                 mask_share: float = 1.0) -> None:
         super().__init__()
         self.model, self.flow = model, flow
         self.text = text_encoder
@@ -93,6 +98,7 @@ class DiffusionObjective(nn.Module):
         self.masks = MaskGenerator(mask_ratios) if mask_ratios else None
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
+        batch = batch.to(next(self.model.parameters()).device)
         with torch.set_grad_enabled(self.train_text_encoder):
             y = self.text.embed(batch.ids, batch.mask)[:, None]
         arguments = {"y": y, "mask": batch.mask, **{k: batch.sizes[k] for k in ("fps", "height", "width")}}

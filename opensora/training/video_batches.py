@@ -1,0 +1,59 @@
+"""Captioned videos from a CSV as training batches: buckets of equal size, encoded as they come.
+
+Legend: B clips, C channels, T frames, t latent frames, H x W pixels, h x w latent pixels, L caption tokens.
+"""
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, default_collate
+
+from opensora.datasets.bucket import VariableVideoBatchSampler
+from opensora.datasets.video_csv import VariableVideoTextDataset
+from opensora.models.text_encoder.t5 import T5Encoder
+from opensora.models.vae.vae import OpenSoraVAE
+from opensora.training.diffusion_objective import Batch
+
+
+class VideoBatches:
+    """index -> Batch; a step has one bucket, and every rank has other videos of it.
+
+    bucket_config: as in `opensora.datasets.bucket`.  workers: processes that read videos ahead.
+    The videos of a step depend on `seed` and the step alone, so that a resumed run sees the same.
+    """
+
+    def __init__(self, dataset: VariableVideoTextDataset,
+                 bucket_config: Mapping[str, Mapping[int, Sequence[Any]]],
+                 vae: OpenSoraVAE, text_encoder: T5Encoder, world_size: int, rank: int, workers: int = 0,
+                 seed: int = 0) -> None:
+        self.vae, self.text_encoder, self.world_size = vae, text_encoder, world_size
+        self.sampler = VariableVideoBatchSampler(dataset, bucket_config, num_replicas=world_size, rank=rank,
+                                                 seed=seed)
+        # its own generator: the loader's draws leave the training's alone; workers end with an epoch
+        self.loader = DataLoader(dataset, batch_sampler=self.sampler, num_workers=workers,
+                                 collate_fn=default_collate, generator=torch.Generator())
+        self.next_step: int | None = None
+
+    def __call__(self, index: int) -> Batch:
+        step = index // self.world_size
+        if step != self.next_step:
+            self.sampler.seek(step)
+            self.stream = self._stream()
+        self.next_step = step + 1
+        items = next(self.stream)
+        ids, mask = self.text_encoder.tokenize(items["text"])
+        sizes = {k: items[k].float() for k in ("fps", "height", "width", "num_frames")}
+        return Batch(self.encode(items["video"]), ids, mask, sizes)
+
+    @torch.no_grad()
+    def encode(self, video: Tensor) -> Tensor:  # [B, 3, T, H, W] -> [B, C, t, h, w], fp32
+        with torch.autocast(self.vae.device.type, enabled=False):
+            return self.vae.encode(video.to(self.vae.device, self.vae.dtype)).float()
+
+    def _stream(self) -> Iterator[dict[str, Any]]:
+        while True:
+            yield from self.loader
+            self.sampler.set_epoch(self.sampler.epoch + 1)

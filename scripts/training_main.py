@@ -1,0 +1,47 @@
+"""What the training scripts share: arguments, config, process group, logging, one-line errors."""
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections.abc import Callable, Iterable
+
+from mmengine.config import Config, DictAction
+from rich.console import Console
+from rich.logging import RichHandler
+
+from opensora.parallel import process_group, rank
+from opensora.utils.config import check_keys, read_config
+
+BAD_INPUT = (ValueError, TypeError, OSError, ImportError)
+
+
+def training_main(description: str, keys: Callable[[Config], Iterable[str]],
+                  train: Callable[[Config], None]) -> int:
+    """Run `train` with the config that the command line names.  keys: those that it may have.
+
+    Returns the exit status: 0, 2 for bad input, 130 for Ctrl-C (after a checkpoint, which `train` writes).
+    """
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("config")
+    parser.add_argument("--cfg-options", nargs="+", action=DictAction, metavar="KEY=VALUE")
+    args = parser.parse_args()
+    try:
+        config = read_config(args.config, args.cfg_options)
+        allowed = keys(config)
+        check_keys(config, allowed, args.config)
+        if missing := sorted(set(allowed) - set(config)):
+            raise ValueError(f"{args.config}: {missing[0]} is missing; allowed: a config with all of "
+                             f"{', '.join(sorted(allowed))}")
+        with process_group():
+            level = logging.INFO if rank() == 0 else logging.WARNING
+            handler = RichHandler(show_path=False, console=Console(stderr=True, soft_wrap=True))
+            logging.basicConfig(level=level, format="%(message)s", handlers=[handler])
+            train(config)
+    except BAD_INPUT as error:
+        print(f"error: {' '.join(str(error).split()) or type(error).__name__}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on from the last checkpoint", file=sys.stderr)
+        return 130
+    return 0
