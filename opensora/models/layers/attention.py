@@ -40,9 +40,14 @@ def attend(q: Tensor, k: Tensor, v: Tensor, backend: str = "sdpa") -> Tensor:
         out = memory_efficient_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2))
         return out.transpose(1, 2)
     if q.device.type == "cpu" and k.shape[2] <= SHORT_SEQUENCE:
-        weights = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)
-        return weights.softmax(dim=-1, dtype=torch.float32).to(v.dtype) @ v
+        return plain_attention(q, k, v)
     return F.scaled_dot_product_attention(q, k, v)
+
+
+def plain_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """`attend` as two products, with the weights [B, H, N, L] in memory; softmax in fp32."""
+    weights = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)
+    return weights.softmax(dim=-1, dtype=torch.float32).to(v.dtype) @ v
 
 
 class HeadRMSNorm(nn.Module):

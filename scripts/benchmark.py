@@ -1,0 +1,104 @@
+"""Time denoising with and without a cache: `python scripts/benchmark.py CONFIG [--repeats 7] [--json FILE]`.
+
+Runs alternate in one process; numbers are medians, and ratios are medians of the ratios of neighbouring runs.
+CONFIG is an inference config; its AdaCache (or that of --adacache) is compared with computing every step.
+"""
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from cache_choice import ALLOWED, take_cache_config
+from denoising_time import Run, time_run
+from mmengine.config import DictAction
+from rich.console import Console
+from rich.table import Table
+
+from adacache import Codebook
+from opensora.pipeline import Pipeline
+from opensora.utils.config import read_config
+from opensora.utils.inference_config import InferenceConfig
+from opensora.utils.sample_request import plan_samples
+
+EVERY_STEP = Codebook(((1e9, 1),))  # decides at every step, and always to compute
+
+
+def summary(runs: Mapping[str, list[Run]], num_steps: int) -> dict[str, Any]:
+    """Medians over the runs of each kind: plain, deciding (computes all, decides all), cached."""
+    plain, deciding, cached = (runs[kind] for kind in ("plain", "deciding", "cached"))
+    step = statistics.median(s for run in plain for s in run.computed_seconds)
+    computed = len(cached[0].computed_steps)
+    reused = [s for run in cached for s in run.reused_seconds]
+
+    def ratio(first: list[Run], second: list[Run]) -> float:
+        return statistics.median(a.seconds / b.seconds for a, b in zip(first, second, strict=True))
+
+    speed_up, ideal = ratio(plain, cached), num_steps / computed
+    return {
+        "steps": num_steps, "computed_steps": computed, "threads": torch.get_num_threads(),
+        "plain_seconds": statistics.median(run.seconds for run in plain),
+        "cached_seconds": statistics.median(run.seconds for run in cached),
+        "computed_step_ms": 1000 * step,
+        "reused_step_ms": 1000 * statistics.median(reused) if reused else None,
+        "reused_over_computed": statistics.median(reused) / step if reused else None,
+        "bookkeeping": ratio(deciding, plain) - 1,
+        "speed_up": speed_up, "steps_over_computed": ideal, "efficiency": speed_up / ideal,
+        "cache_bytes": cached[0].cache_bytes, "residual_bytes": cached[0].residual_bytes,
+    }
+
+
+def table(result: Mapping[str, Any]) -> Table:
+    shown = Table("quantity", "value", title="denoising, medians of alternating runs")
+    shares = {"reused_over_computed", "bookkeeping", "efficiency"}
+    for name, value in result.items():
+        text = "-" if value is None else f"{value:.2%}" if name in shares else \
+            f"{value:.4g}" if isinstance(value, float) else str(value)
+        shown.add_row(name.replace("_", " "), text)
+    return shown
+
+
+def benchmark(args: argparse.Namespace) -> dict[str, Any]:
+    values = read_config(args.config, args.cfg_options).to_dict()
+    cache = take_cache_config(values, args.adacache)
+    if cache is None:
+        raise ValueError(f"{args.config} has no adacache; allowed: one that has, or --adacache {ALLOWED}")
+    config = InferenceConfig.from_dict(values, args.config)
+    pipeline, requests = Pipeline.load(config), plan_samples(config)[: config.batch_size]
+    kinds = {"plain": None, "deciding": replace(cache, codebook=EVERY_STEP, schedule=None), "cached": cache}
+    runs: dict[str, list[Run]] = {kind: [] for kind in kinds}
+    for repeat in range(-1, args.repeats):  # the first round warms up
+        for kind in kinds:
+            run = time_run(pipeline, requests, kinds[kind])
+            if repeat >= 0:
+                runs[kind].append(run)
+    return {"config": args.config, **summary(runs, pipeline.scheduler.num_sampling_steps)}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("config")
+    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--adacache", metavar="NAME", help=ALLOWED)
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers there, too")
+    parser.add_argument("--cfg-options", nargs="+", action=DictAction, metavar="KEY=VALUE")
+    args = parser.parse_args()
+    try:
+        result = benchmark(args)
+    except (ValueError, TypeError, OSError, ImportError) as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    Console().print(table(result))
+    if args.json:
+        args.json.write_text(json.dumps(result, indent=2) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

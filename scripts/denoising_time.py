@@ -1,0 +1,69 @@
+"""How long one denoising run takes, step by step."""
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+from cache_choice import open_cache
+
+from adacache import AdaCacheConfig
+from opensora.pipeline import Pipeline
+from opensora.utils.sample_request import SampleRequest
+
+
+@dataclass(frozen=True)
+class Run:
+    """Wall time of every step, which of them were computed, and the most that the cache held."""
+
+    step_seconds: list[float]
+    computed_steps: list[int]
+    cache_bytes: int
+    residual_bytes: int  # of one residual: rows x tokens x width
+
+    @property
+    def seconds(self) -> float:
+        return sum(self.step_seconds)
+
+    @property
+    def computed_seconds(self) -> list[float]:
+        return [self.step_seconds[step] for step in self.computed_steps]
+
+    @property
+    def reused_seconds(self) -> list[float]:
+        computed = set(self.computed_steps)
+        return [s for step, s in enumerate(self.step_seconds) if step not in computed]
+
+
+@torch.no_grad()
+def time_run(pipeline: Pipeline, requests: Sequence[SampleRequest], cache: AdaCacheConfig | None) -> Run:
+    """Denoise `requests` as one batch.  A step's time includes its share of the sampler's work."""
+    captions = pipeline.encode_texts(requests)[0]
+    z, clock = pipeline.noise(requests, clip=0), Clock(pipeline.device)
+    _, runs = pipeline.denoise(z, captions, None, requests, 0,
+                               lambda model, steps: open_cache(cache, model, steps),
+                               lambda step, steps, session: clock.tick())
+    session, num_steps = runs[0].context, pipeline.scheduler.num_sampling_steps
+    computed = list(range(num_steps)) if session is None else list(session.trace[0].computed_steps)
+    weight, (T, h, w) = pipeline.model.x_embedder.proj.weight, pipeline.model.patch_grid(z.shape[2:])
+    residual = 2 * len(z) * T * h * w * len(weight) * weight.element_size()
+    return Run(clock.intervals(), computed, session.cache_bytes if session else 0, residual)
+
+
+class Clock:
+    """Times between ticks, each after the device has finished."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.ticks: list[float] = []
+        self.tick()
+
+    def tick(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        self.ticks.append(time.perf_counter())
+
+    def intervals(self) -> list[float]:
+        return [later - earlier for earlier, later in pairwise(self.ticks)]
