@@ -1,0 +1,66 @@
+"""The model that ships: the README's first command, with few steps, and what its weights are."""
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from opensora.datasets.shapes import render, sample_scene
+from opensora.datasets.shapes_score import measure_clip, score_clip
+from opensora.datasets.video_io import read_video
+from opensora.registry import MODELS, build_module
+from opensora.utils.weights import packaged_path
+
+ROOT = Path(__file__).resolve().parents[2]
+ASSETS = Path(packaged_path("opensora/assets/shapes"))
+PROMPT = "a large red circle moves right quickly on a navy background"
+NAMES = ("sample", "sample_adacache")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """Two samples of the README's script, without and with AdaCache, 12 steps each."""
+    folder = tmp_path_factory.mktemp("samples")
+    for name in NAMES:
+        command = [sys.executable, "scripts/inference.py", f"configs/shapes/{name}.py", "--prompt", PROMPT,
+                   "--num-sampling-steps", "12", "--save-dir", str(folder), "--sample-name", name]
+        subprocess.run(command, cwd=ROOT, check=True, timeout=300)
+    return folder
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_clip_shows_what_the_prompt_says(folder, name):
+    frames, fps = read_video(folder / f"{name}_0000.mp4")
+    assert frames.shape == (51, 128, 128, 3) and fps == 24
+    reading = measure_clip(frames.numpy())
+    assert reading.background == "navy" and "red" in {seen.color for seen in reading.objects}
+    assert score_clip(frames.numpy(), PROMPT).mean >= 0.7  # of 10 attributes; full marks take 30 steps
+
+
+def test_adacache_computes_fewer_steps_of_visibly_the_same_clip(folder):
+    plain, cached = (json.loads((folder / f"{name}_0000.json").read_text()) for name in NAMES)
+    assert plain["uncached"] and not cached["uncached"]
+    assert len(cached["computed_steps"]) < len(plain["computed_steps"]) == 12
+    videos = [read_video(folder / f"{name}_0000.mp4")[0].numpy().astype(np.float64) for name in NAMES]
+    assert np.abs(videos[0] - videos[1]).mean() < 12  # of 255
+
+
+def test_the_autoencoder_keeps_a_clip_it_never_saw():
+    vae = build_module(dict(type="OpenSoraVAE_V1_2", from_pretrained=str(ASSETS / "vae")), MODELS)
+    clip = render(sample_scene(10**9), 17)
+    video = torch.from_numpy(clip).permute(3, 0, 1, 2)[None].float() / 127.5 - 1
+    with torch.no_grad():
+        error = (vae.decode(vae.encode(video, sample=False), 17) - video).square().mean().item()
+    assert 10 * np.log10(4 / error) > 28  # dB
+
+
+def test_the_weights_fit_in_40_mb_and_come_with_a_card():
+    files = [p for p in ASSETS.rglob("*") if p.is_file()]
+    assert sum(p.stat().st_size for p in files) <= 40e6
+    weights = {p.parent.name for p in files if p.suffix == ".safetensors"}
+    assert weights == {"transformer", "vae", "text_encoder"}
+    card = (ASSETS / "README.md").read_text()
+    assert all(word in card for word in ("Data", "Steps", "Hours", "Scores", "Limits"))
