@@ -2,13 +2,13 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 from torch import nn
 
-from adacache.config import AdaCacheConfig
+from adacache.config import AdaCacheConfig, is_whole
 from adacache.residual import ResidualCache
 from adacache.session import Session
 
@@ -55,18 +55,22 @@ def adaptive_cache(model: nn.Module, config: AdaCacheConfig, num_steps: int) -> 
 
 
 def check_num_steps(config: AdaCacheConfig, num_steps: int) -> None:
-    if num_steps < 1:
-        raise ValueError(f"num_steps={num_steps}; allowed: 1 or more")
+    if not is_whole(num_steps, 1):
+        raise ValueError(f"num_steps={num_steps!r}; allowed: whole numbers from 1")
+    if config.moreg is not None and (window := config.moreg.window_for(num_steps))[0] > num_steps:
+        raise ValueError(f"moreg.window={window} begins after step {num_steps}, the last; allowed: a first "
+                         f"step from 1 to {num_steps}")
     if config.num_steps not in (None, num_steps):
         raise ValueError(f"num_steps={num_steps}; allowed: {config.num_steps}, as of the settings")
     if config.schedule is not None and config.schedule.num_steps != num_steps:
         raise ValueError(f"num_steps={num_steps}; allowed: {config.schedule.num_steps}, as of the schedule")
 
 
-def make_caches(config: AdaCacheConfig, paths: Collection[str], session: Session) -> dict[str, ResidualCache]:
+def make_caches(config: AdaCacheConfig, slots: Mapping[str, nn.Module],
+                session: Session) -> dict[str, ResidualCache]:
     """What goes into which slot: caches that store, and those that only probe."""
-    blocks = [path for path in paths if path != STACK]
-    if config.granularity == "stack" and STACK not in paths:
+    blocks = {path: module for path, module in slots.items() if path != STACK}
+    if config.granularity == "stack" and STACK not in slots:
         raise ValueError("granularity='stack', but the model itself has no slot; allowed: granularity="
                          "'block', or a model with an attribute `residual_cache` (see adacache.residual)")
     if config.granularity == "block" and not blocks:
@@ -75,17 +79,24 @@ def make_caches(config: AdaCacheConfig, paths: Collection[str], session: Session
     stores = [STACK] if config.granularity == "stack" else blocks
     probed = {} if config.schedule is not None else probed_residuals(config.probes, blocks)
     return {path: ResidualCache(path, path in stores, probed.get(path, ()), session.measure)
-            for path in paths if path in stores or path in probed}
+            for path in slots if path in stores or path in probed}
 
 
-def probed_residuals(probes: tuple[str, ...], blocks: list[str]) -> dict[str, list[str]]:
-    """Path of a block -> names of its probed residuals.  Raises ValueError for a path that is no block's."""
+def probed_residuals(probes: tuple[str, ...], blocks: Mapping[str, nn.Module]) -> dict[str, list[str]]:
+    """Path of a block -> names of its probed residuals.
+
+    Raises ValueError for a path that is no block's, and for a residual that the block says it has not.
+    """
     probed: dict[str, list[str]] = {}
     for probe in probes:
         path, _, name = probe.rpartition(".")
+        if path not in blocks:
+            raise ValueError(f"probe {probe!r}: no block {path or probe}; blocks with a cache slot: "
+                             f"{', '.join(blocks)}")
+        names = getattr(blocks[path], "residual_names", (name,))
+        if name not in names:
+            raise ValueError(f"probe {probe!r}: no residual {name}; allowed: {', '.join(names)}")
         probed.setdefault(path, []).append(name)
-    if unknown := sorted(set(probed) - set(blocks)):
-        raise ValueError(f"no block {', '.join(unknown)}; blocks with a cache slot: {', '.join(blocks)}")
     return probed
 
 

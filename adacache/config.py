@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields
 from types import MappingProxyType
 from typing import Any
@@ -169,11 +169,23 @@ PUBLISHED_PROBES = {
 
 def published_probes(cache_res: str, cache_loc: Iterable[int]) -> tuple[str, ...]:
     one_of("cache_res", cache_res, PUBLISHED_PROBES)
+    if not is_list(cache_loc, lambda depth: is_whole(depth, 0)) or not cache_loc:
+        raise ValueError(f"cache_loc={cache_loc!r}; allowed: a list of depths, from 0")
     return tuple(probe.format(depth) for depth in cache_loc for probe in PUBLISHED_PROBES[cache_res])
 
 
 def published_moreg(given: Mapping[str, Any]) -> MoRegConfig:
     """moreg_hyp: scale, power and divisor of m = (score / scale)^power / divisor, and one without meaning."""
+    allowed = {
+        "moreg_hyp": ("scale, power and divisor, numbers above 0", lambda v: len(v) >= 3 and min(v[:3]) > 0),
+        "moreg_steps": ("first and last step, from 1", lambda v: len(v) == 2 and 1 <= v[0] <= v[1]),
+        "moreg_strides": ("whole numbers of frames from 1", lambda v: v and min(v) >= 1),
+    }
+    for key, (text, fits) in allowed.items():
+        if not (is_list(given[key], is_number) and fits(given[key])):
+            raise ValueError(f"{key}={given[key]!r}; allowed: {text}")
+    if not is_number(given["mograd_mul"]) or given["mograd_mul"] < 0:
+        raise ValueError(f"mograd_mul={given['mograd_mul']!r}; allowed: a number from 0")
     scale, power, divisor = given["moreg_hyp"][:3]
     return MoRegConfig(strides=given["moreg_strides"], window=given["moreg_steps"],
                        scale=scale * divisor ** (1 / power), power=power, gradient=given["mograd_mul"])
@@ -208,6 +220,10 @@ def as_tuple(config: Any, name: str) -> None:
     if isinstance(value, str) or not isinstance(value, Iterable):
         raise ValueError(f"{name}={value!r}; allowed: a list")
     object.__setattr__(config, name, tuple(value))
+
+
+def is_list(value: Any, fits: Callable[[Any], bool]) -> bool:
+    return isinstance(value, list | tuple) and all(fits(item) for item in value)
 
 
 def is_whole(value: Any, least: int) -> bool:

@@ -3,7 +3,7 @@
 The protocol.  A module that can be cached has an attribute `residual_cache`, None outside a run.  With a
 cache in it, `forward` asks `cache.reuse`: if true, it returns `cache.add_to(x)`; if not, it computes and then
 calls `cache.save(S, name=residual, ...)`, S being the patches per frame, in the order in which x got the
-residuals.
+residuals.  An attribute `residual_names` may tell their names, so that a wrong probe is found before a run.
 
 Legend: B rows, T frames, S patches per frame, C channels.
 """
@@ -29,8 +29,14 @@ class ResidualCache:
         self.residuals: dict[str, Tensor] = {}
 
     def add_to(self, x: Tensor) -> Tensor:
-        """x: [B, (T S), C].  One after the other, in the order of computation: bitwise as published."""
-        for residual in self.residuals.values():
+        """x: [B, (T S), C].  One after the other, in the order of computation: bitwise as published.
+
+        Raises RuntimeError where the stored residuals are of another batch or size.
+        """
+        for name, residual in self.residuals.items():
+            if residual.shape != x.shape:
+                raise RuntimeError(f"residual {self.path}.{name} is {list(residual.shape)}, "
+                                   f"x {list(x.shape)}; allowed: one batch and size during a run")
             x = x + residual
         return x
 

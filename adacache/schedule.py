@@ -45,6 +45,10 @@ class FixedSchedule:
     num_steps: int
 
     def __post_init__(self) -> None:
+        whole = isinstance(self.num_steps, int) and all(isinstance(step, int) for step in self.steps)
+        if not whole:
+            raise ValueError(f"schedule={list(self.steps)} of num_steps={self.num_steps!r}; "
+                             "allowed: whole numbers")
         object.__setattr__(self, "steps", tuple(sorted(set(self.steps))))
         if not self.steps or self.steps[0] != 0:
             raise ValueError(f"schedule={list(self.steps)} lacks step 0; allowed: step 0 and later ones")

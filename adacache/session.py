@@ -50,6 +50,7 @@ class Session:
         self.trace = Trace(num_steps, [group.record for group in self.groups])
         self._running = False  # between begin_step and end_step
         self._computing = False
+        self._unplanned = False  # computed only because watched arguments changed
         self._stored_under: dict[str, Any] = {}  # watched arguments of the last computed step
         self._last_probed: tuple[Tensor, int] | None = None  # the deepest probe's residual, and S
 
@@ -62,7 +63,8 @@ class Session:
             raise RuntimeError(f"step {self.step} began and never ended; allowed: a new `with`")
         self._running = True
         due = any(group.schedule.computes(self.step) for group in self.groups)
-        self._computing = due or self._changed(watched)
+        self._unplanned = not due and self._changed(watched)
+        self._computing = due or self._unplanned
         for cache in self.caches:
             cache.reuse = not self._computing
         if self._computing:
@@ -86,6 +88,7 @@ class Session:
 
     def end_step(self) -> None:
         if self._computing:
+            check_saved(self.caches)
             for group in self.groups:
                 group.record.computed_steps.append(self.step)
             if self._last_probed is not None:  # not at step 0, and never under a fixed schedule
@@ -114,9 +117,10 @@ class Session:
     def _plan(self, group: Group, change: float, motion: float) -> None:
         """change: relative, since the last computed step, mean over the probes.  motion: m."""
         moreg, schedule = self.config.moreg, group.schedule
-        # as published, the planned rate, even where a step was computed before it was due
-        distance = change / schedule.rate
-        gradient = motion_gradient(motion, group.motion, schedule.rate, moreg.gradient) if moreg else 0.0
+        # as published, the planned rate, even where the run's last steps come before they are due
+        steps = self.step - group.record.computed_steps[-2] if self._unplanned else schedule.rate
+        distance = change / steps
+        gradient = motion_gradient(motion, group.motion, steps, moreg.gradient) if moreg else 0.0
         regularized = regularized_distance(distance, motion, gradient)
         if not math.isfinite(regularized):
             logger.warning("step %d: no finite distance (c %g, m %g, g %g), so the next step is computed",
@@ -143,11 +147,18 @@ class Session:
         self._stored_under, self._last_probed = {}, None
 
 
+def check_saved(caches: Iterable[ResidualCache]) -> None:
+    """After a computed step.  Raises RuntimeError for a module with a slot that forgot to save."""
+    if empty := [cache.path or "the model itself" for cache in caches if not cache.residuals]:
+        raise RuntimeError(f"{empty[0]} has a slot, but its forward saved no residual; allowed: a call of "
+                           "residual_cache.save at every computed step (see adacache.residual)")
+
+
 def same(value: Any, stored: Any) -> bool:
-    """Tensors by value, anything else by identity."""
+    """Tensors, numbers, texts and tuples by value, anything else by identity."""
     if isinstance(value, Tensor) and isinstance(stored, Tensor):
         return value.shape == stored.shape and torch.equal(value, stored)
-    return value is stored
+    return value is stored or (isinstance(value, bool | int | float | str | tuple) and value == stored)
 
 
 def held_bytes(caches: Iterable[ResidualCache]) -> int:
@@ -161,6 +172,8 @@ def why_nothing(decisions: list[Decision], num_steps: int) -> str:
         return f"num_steps={num_steps}, and the first two and the last two steps are always computed"
     if not decisions:
         return "the schedule computes every step"
+    if any(d.rate > 1 for d in decisions if d.step < num_steps - 3):
+        return "steps would have been, but what `recompute_on` names changed at each of them"
     # a later decision has no step left to skip
     found = [d.regularized_distance for d in decisions if d.step < num_steps - 3]
     finite = [distance for distance in found if math.isfinite(distance)]

@@ -64,12 +64,16 @@ class Trace:
 
         Raises FileNotFoundError, or ValueError for data that are no trace.
         """
-        if not isinstance(source, Mapping):
-            source = json.loads(Path(source).read_text(encoding="utf-8"))
+        given = isinstance(source, Mapping)
+        name = "its data" if given else repr(str(source))
         try:
-            return cls(source["num_steps"], [video_from(video) for video in source.get("videos", [source])])
-        except (KeyError, TypeError, AttributeError):
-            raise ValueError(f"no trace: {source!r}; allowed: num_steps and computed_steps") from None
+            data = source if given else json.loads(Path(source).read_text(encoding="utf-8"))
+            return cls(data["num_steps"], [video_from(video) for video in data.get("videos", [data])])
+        except FileNotFoundError:
+            raise FileNotFoundError(f"no trace: {name} does not exist; allowed: a run's JSON file") from None
+        except (KeyError, TypeError, AttributeError, ValueError, OSError) as error:
+            raise ValueError(f"no trace: {name} ({type(error).__name__}: {error}); allowed: num_steps and "
+                             "computed_steps, as of a run") from error
 
     def timeline(self) -> str:
         """One line per video: # a computed step, . a reused one."""

@@ -103,3 +103,13 @@ def test_unknown_published_settings_are_errors():
         AdaCacheConfig.from_published(do_cache=True, cache_locs=[1])
     with pytest.raises(ValueError, match="cache_res='attn'; allowed: t-attn, s-attn, ca-mlp"):
         AdaCacheConfig.from_published(do_cache=True, cache_res="attn")
+
+
+@pytest.mark.parametrize("key, value", [
+    ("cache_loc", 13), ("cache_loc", []), ("cache_loc", [-1]), ("moreg_hyp", (0.385, 0, 1, 2)),
+    ("moreg_hyp", (0.385, 8)), ("moreg_hyp", (0.385, 8, -1)), ("moreg_steps", (90, 10)), ("mograd_mul", -1),
+    ("moreg_strides", []),
+])
+def test_a_bad_published_setting_is_named_as_published(key, value):
+    with pytest.raises(ValueError, match=rf"^{key}=.*; allowed: "):
+        AdaCacheConfig.from_published(do_cache=True, apply_moreg=True, **{key: value})

@@ -1,14 +1,15 @@
 """What the `with` promises about the model, inside and after."""
 import gc
-import weakref
 from threading import Barrier, Thread
 
 import pytest
 import torch
+from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
-from toy_dit import ToyDiT, noise, sample, toy
+from toy_dit import ToyBlock, ToyDiT, noise, sample, toy
 
-from adacache import AdaCacheConfig, FixedSchedule, adaptive_cache
+from adacache import AdaCacheConfig, FixedSchedule, MoRegConfig, adaptive_cache
+from adacache.residual import ResidualCache
 
 STEPS = 10
 PROBES = ["blocks.1.attn"]
@@ -147,18 +148,28 @@ def test_a_second_run_with_other_steps_batch_size_and_dtype_is_a_run_of_its_own(
     assert torch.equal(results[0][0], results[1][0]) and results[0][1] == results[1][1]
 
 
+@pytest.fixture
+def alive(monkeypatch):
+    """How many of all residuals that were ever saved still take memory, by their storages."""
+    saved, save = [], ResidualCache.save
+
+    def recording(cache, S, **residuals):
+        saved.extend(StorageWeakRef(r.untyped_storage()) for r in residuals.values())
+        save(cache, S, **residuals)
+
+    monkeypatch.setattr(ResidualCache, "save", recording)
+    return lambda: sum(not ref.expired() for ref in saved)
+
+
 @pytest.mark.parametrize("granularity", ["stack", "block"])
-def test_the_cache_is_freed_on_leaving(granularity):
+def test_the_cache_is_freed_on_leaving(granularity, alive):
     model = toy()
     gc.disable()  # freed at once, not when the collector comes by
     try:
         with adaptive_cache(model, config(granularity=granularity), STEPS) as session:
             sample(model, STEPS)
-            held = [weakref.ref(r) for m in model.modules() if getattr(m, "residual_cache", None)
-                    for r in m.residual_cache.residuals.values()]
-            assert (len(held) == (2 if granularity == "stack" else 6)
-                    and all(ref() is not None for ref in held))
-        assert all(ref() is None for ref in held)
+            assert alive() == (2 if granularity == "stack" else 6)
+        assert alive() == 0
     finally:
         gc.enable()
     assert session.trace[0].computed_steps == EVERY_THIRD
@@ -176,19 +187,34 @@ def test_the_stack_cache_holds_two_residuals_at_most():
                      ("block", True): 10 * residual}
 
 
-def test_never_more_than_that_is_alive_while_a_step_is_computed():
-    model, alive = toy(depth=5), []
-
-    def look(*_) -> None:
-        caches = [m.residual_cache for m in model.modules() if getattr(m, "residual_cache", None)]
-        alive.append(sum(len(cache.residuals) for cache in caches))
-
+def test_never_more_than_that_is_alive_while_a_step_is_computed(alive):
+    model, counts = toy(depth=5), []
     for block in model.blocks:
-        block.register_forward_hook(look)
+        block.register_forward_hook(lambda *_: counts.append(alive()))
     with adaptive_cache(model, config(), STEPS):
         sample(model, STEPS)
     # while blocks run there is the probed one, once it has been computed, and no stack residual yet
-    assert set(alive) == {0, 1} and alive[:5] == [0, 1, 1, 1, 1] and set(alive[5:]) == {1}
+    assert set(counts) == {0, 1} and counts[:5] == [0, 1, 1, 1, 1] and set(counts[5:]) == {1}
+
+
+@pytest.mark.parametrize("granularity", ["stack", "block"])
+def test_a_module_that_forgets_to_save_is_named(granularity, monkeypatch):
+    model = toy()
+    forgetful = model if granularity == "stack" else model.blocks[2]
+    name = "the model itself" if granularity == "stack" else "blocks.2"
+    monkeypatch.setattr(ResidualCache, "save", lambda cache, S, _save=ResidualCache.save, **residuals: (
+        None if cache is forgetful.residual_cache else _save(cache, S, **residuals)))
+    with pytest.raises(RuntimeError, match=f"{name} has a slot, but its forward saved no residual"), \
+            adaptive_cache(model, config(granularity=granularity), STEPS):
+        sample(model, STEPS)
+
+
+def test_another_batch_in_the_middle_of_a_run_is_an_error():
+    model = toy()
+    with pytest.raises(RuntimeError, match=r"\[2, 6, 8\].*\[1, 6, 8\]; allowed: one batch and size"), \
+            adaptive_cache(model, config(schedule=FixedSchedule((0,), 2)), 2):
+        model(noise(), torch.ones(2))
+        model(noise(rows=1), torch.ones(1))
 
 
 def test_no_graph_is_kept_alive_where_gradients_are_on():
@@ -312,10 +338,13 @@ def test_the_number_of_steps_must_be_the_sampler_s():
 @pytest.mark.parametrize("settings, num_steps, said", [
     ({"probes": ["blocks.3.attn"]}, 5,
      "no block blocks.3; blocks with a cache slot: blocks.0, blocks.1, blocks.2"),
-    ({"probes": ["attn"]}, 5, "no block "),
+    ({"probes": ["attn"]}, 5, "probe 'attn': no block attn; blocks with a cache slot: blocks.0"),
+    ({"probes": ["blocks.1.mlp"]}, 5, "probe 'blocks.1.mlp': no residual mlp; allowed: attn, cross_mlp"),
+    ({"moreg": MoRegConfig(window=(6, 9))}, 5, "moreg.window=.6, 9. begins after step 5, the last; allowed"),
     ({"num_steps": 30}, 5, "num_steps=5; allowed: 30"),
     ({"schedule": FixedSchedule((0, 1), 4)}, 5, "num_steps=5; allowed: 4"),
-    ({}, 0, "num_steps=0; allowed: 1 or more"),
+    ({}, 0, "num_steps=0; allowed: whole numbers from 1"),
+    ({}, "5", "num_steps='5'; allowed: whole numbers from 1"),
     ({"recompute_on": ["y_mask"]}, 5, "recompute_on='y_mask'; allowed: arguments of forward: x, t, x_mask"),
 ])
 def test_settings_that_do_not_fit_are_errors_at_the_door(settings, num_steps, said):
@@ -325,7 +354,8 @@ def test_settings_that_do_not_fit_are_errors_at_the_door(settings, num_steps, sa
     assert is_plain(model)
 
 
-def test_a_probe_of_a_residual_that_the_block_has_not_is_an_error_that_names_them():
+def test_a_block_that_does_not_name_its_residuals_beforehand_does_so_at_the_first_step(monkeypatch):
+    monkeypatch.delattr(ToyBlock, "residual_names")
     model = toy()
     with pytest.raises(ValueError, match="probe blocks.1.mlp; allowed: residuals attn, cross_mlp"), \
             adaptive_cache(model, config(probes=["blocks.1.mlp"]), STEPS):

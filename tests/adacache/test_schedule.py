@@ -46,10 +46,23 @@ def test_videos_with_different_schedules_are_not_one_schedule():
 
 
 @pytest.mark.parametrize("steps, said", [((1, 2), "lacks step 0"), ((), "lacks step 0"),
-                                         ((-1, 0), "lacks step 0"), ((0, 10), "step 10; allowed: 0 to 9")])
+                                         ((-1, 0), "lacks step 0"), ((0, 10), "step 10; allowed: 0 to 9"),
+                                         ((0, 1.5), "allowed: whole numbers")])
 def test_a_schedule_that_cannot_run_is_an_error(steps, said):
     with pytest.raises(ValueError, match=said):
         FixedSchedule(steps, 10)
+
+
+def test_a_file_that_holds_no_trace_is_named(tmp_path):
+    file = tmp_path / "trace.json"
+    for text in ("{", "[]", '{"num_steps": 3}', '{"num_steps": 3, "computed_steps": 1}'):
+        file.write_text(text)
+        with pytest.raises(ValueError, match="no trace: .*trace.json.*; allowed: num_steps and computed_st"):
+            FixedSchedule.from_json(file)
+    with pytest.raises(FileNotFoundError, match="no trace: 'none.json' does not exist"):
+        FixedSchedule.from_json("none.json")
+    with pytest.raises(ValueError, match="num_steps='3'; allowed: whole numbers"):
+        FixedSchedule.from_json({"num_steps": "3", "computed_steps": [0]})
 
 
 @pytest.mark.parametrize("k", [0, 11])

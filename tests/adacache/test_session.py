@@ -116,6 +116,38 @@ def test_a_run_that_reused_nothing_says_which_threshold_would_have_fired(caplog)
     assert "num_steps=4, and the first two and the last two steps are always computed" in caplog.text
 
 
+class Masked(ScriptedDiT):
+    """With a frame mask that does nothing."""
+
+    def forward(self, x, step, x_mask=None):
+        return super().forward(x, step)
+
+
+def play_masked(model: Masked, masks: list[int]) -> None:
+    with torch.no_grad():
+        for step, mask in enumerate(masks):
+            model(model.blocks[0].residuals[0], step, x_mask=mask)
+
+
+def test_a_step_computed_before_it_was_due_counts_the_steps_it_really_came_after():
+    settings = dict(codebook=[(0.15, 6), (9.0, 1)], probes=["blocks.0.attn"], granularity="block")
+    model = Masked(growing(1.1, 12))
+    with adaptive_cache(model, AdaCacheConfig(**settings), 12) as session:
+        play_masked(model, [0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1, 1])
+    # 7 was planned at step 1; the mask changes at step 3, two steps later: (1.21 - 1) / 2, not / 6
+    decision = session.trace[0].decisions[1]
+    assert (decision.step, decision.distance) == (3, pytest.approx(0.105, rel=1e-5))
+    assert session.trace[0].computed_steps == [0, 1, 3, 9, 10, 11]
+
+
+def test_a_run_whose_conditions_always_change_says_so(caplog):
+    model = Masked(growing(1.0, 8))
+    with adaptive_cache(model, AdaCacheConfig(codebook=[(0.1, 3)], probes=["blocks.0.attn"],
+                                              granularity="block"), 8):
+        play_masked(model, list(range(8)))
+    assert "what `recompute_on` names changed at each of them" in caplog.text
+
+
 def test_a_run_that_reused_something_says_nothing(caplog):
     with caplog.at_level(logging.DEBUG, "adacache"):
         run(ScriptedDiT(growing(1.1, 10)), 10)

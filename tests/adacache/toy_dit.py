@@ -6,6 +6,8 @@ from torch import Tensor, nn
 class ToyBlock(nn.Module):
     """Two residuals, each of its own linear layer, that drift with the timestep."""
 
+    residual_names = ("attn", "cross_mlp")
+
     def __init__(self, width: int) -> None:
         super().__init__()
         self.attn, self.mlp = nn.Linear(width, width), nn.Linear(width, width)

@@ -95,6 +95,8 @@ class Conditions:
 class STDiT3Block(nn.Module):
     """Attention over space or time, cross-attention, MLP.  Adds two residuals: `attn` and `cross_mlp`."""
 
+    residual_names = ("attn", "cross_mlp")
+
     def __init__(self, config: STDiT3Config, temporal: bool, drop_path: float) -> None:
         super().__init__()
         width = config.hidden_size
@@ -114,15 +116,15 @@ class STDiT3Block(nn.Module):
         cache = self.residual_cache
         if cache is not None and cache.reuse:
             return cache.add_to(x)
-        x, attn, cross_mlp = self.compute(x, t, captions, rope, T, S)
+        x, attn, cross, mlp = self.compute(x, t, captions, rope, T, S)
         if cache is not None:
-            cache.save(S, attn=attn, cross_mlp=cross_mlp)
+            cache.save(S, attn=attn, cross_mlp=cross + mlp)
         return x
 
     def compute(
         self, x: Tensor, t: Tensor, captions: CaptionKV, rope: tuple[Tensor, Tensor], T: int, S: int
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Returns (x, attn, cross_mlp): the output and the two residuals, each [B, (T S), C]."""
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Returns (x, attn, cross, mlp): the output, and the residuals that it adds; each [B, (T S), C]."""
         # each [B, F, 1, C]
         shift_attn, scale_attn, gate_attn, shift_mlp, scale_mlp, gate_mlp = \
             (self.scale_shift_table + t).unsqueeze(3).unbind(dim=2)
@@ -138,7 +140,7 @@ class STDiT3Block(nn.Module):
         x = x + cross
         h = self.mlp(modulate(self.norm2(x), shift_mlp, scale_mlp, T))
         mlp = self.drop_path((gate_mlp * rearrange(h, "b (t s) c -> b t s c", t=T)).flatten(1, 2))
-        return x + mlp, attn, cross + mlp
+        return x + mlp, attn, cross, mlp
 
 
 def modulate(x: Tensor, shift: Tensor, scale: Tensor, T: int) -> Tensor:
@@ -273,7 +275,7 @@ class STDiT3(nn.Module):
         cache = self.residual_cache
         if cache is not None and cache.reuse:
             return cache.add_to(x)
-        start = x
+        start = x if cache is not None else None
         for spatial, temporal, (caption_s, caption_t) in zip(
             self.spatial_blocks, self.temporal_blocks, conditions.captions, strict=True
         ):
