@@ -3,17 +3,19 @@ from __future__ import annotations
 
 import argparse
 import logging
+import signal
 import sys
 from collections.abc import Callable, Iterable
 
 from mmengine.config import Config, DictAction
 from rich.console import Console
 from rich.logging import RichHandler
+from safetensors import SafetensorError
 
 from opensora.parallel import process_group, rank
 from opensora.utils.config import check_keys, read_config
 
-BAD_INPUT = (ValueError, TypeError, OSError, ImportError)
+BAD_INPUT = (ValueError, TypeError, OSError, ImportError, SafetensorError)
 
 
 def training_main(description: str, keys: Callable[[Config], Iterable[str]],
@@ -26,6 +28,7 @@ def training_main(description: str, keys: Callable[[Config], Iterable[str]],
     parser.add_argument("config")
     parser.add_argument("--cfg-options", nargs="+", action=DictAction, metavar="KEY=VALUE")
     args = parser.parse_args()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # torchrun passes Ctrl-C on as SIGTERM
     try:
         config = read_config(args.config, args.cfg_options)
         allowed = keys(config)

@@ -67,6 +67,7 @@ class TrainingRun:
         self.ema = AveragedModel(module, multi_avg_fn=get_ema_multi_avg_fn(config.ema_decay),
                                  use_buffers=True)
         self.step = 0
+        self.between_steps = True  # False while weights change
         self.resume()
 
     @property
@@ -75,7 +76,7 @@ class TrainingRun:
 
     def resume(self) -> None:
         if self.checkpoint.exists():
-            state = torch.load(self.checkpoint, map_location=self.device, weights_only=True)
+            state = torch.load(self.checkpoint, map_location="cpu", weights_only=True)
             self.module.load_state_dict(state["module"])
             self.ema.load_state_dict(state["ema"])
             for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
@@ -106,7 +107,8 @@ class TrainingRun:
                 if self.step % self.config.ckpt_every == 0:
                     self.save()
         finally:
-            self.save()
+            if self.between_steps:
+                self.save()
             if curve and curve.rows():
                 curve.plot()
         return self.ema.module
@@ -121,6 +123,7 @@ class TrainingRun:
         losses["loss"].backward()
         self._average_gradients()
         losses["grad_norm"] = nn.utils.clip_grad_norm_(self.parameters, config.grad_clip)
+        self.between_steps = False
         factor = learning_rate_factor(self.step, config.steps, config.warmup, config.decay_fraction)
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
@@ -131,6 +134,7 @@ class TrainingRun:
             optimizer.zero_grad(set_to_none=True)
         self.ema.update_parameters(self.module)
         self.step += 1
+        self.between_steps = True
         return losses
 
     def _average_gradients(self) -> None:

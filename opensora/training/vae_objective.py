@@ -27,6 +27,7 @@ class SpatialObjective(nn.Module):
         self.module, self.kl_weight = vae.spatial_vae.module, kl_weight
 
     def forward(self, frames: Tensor) -> dict[str, Tensor]:  # [N, 3, H, W] in [-1, 1]
+        frames = frames.to(self.module.device)
         posterior = self.module.encode(frames).latent_dist
         z = posterior.sample()
         reconstruction = self.module.decode(z).sample
@@ -44,7 +45,7 @@ class TemporalObjective(nn.Module):
         self.vae, self.kl_weight, self.decoded, self.pixel_weight = vae, kl_weight, decoded, pixel_weight
 
     def forward(self, video: Tensor) -> dict[str, Tensor]:  # [B, 3, 17, H, W] in [-1, 1]
-        spatial, temporal = self.vae.spatial_vae, self.vae.temporal_vae
+        spatial, temporal, video = self.vae.spatial_vae, self.vae.temporal_vae, video.to(self.vae.device)
         with torch.no_grad():
             x_z = spatial.encode(video, sample=False)
         posterior = temporal.encode(x_z)
@@ -64,8 +65,9 @@ class TemporalObjective(nn.Module):
 def fit_shift_and_scale(vae: OpenSoraVAE, videos: list[Tensor]) -> None:
     """Set the buffers so that latents have mean 0, deviation 1 in every channel.  videos: [1, 3, T, H, W]."""
     shape = (1, vae.out_channels, 1, 1, 1)
-    vae.shift, vae.scale = torch.zeros(shape), torch.ones(shape)
-    with torch.autocast(vae.device.type, torch.bfloat16):
-        z = torch.cat([vae.encode(v, sample=False).float() for v in videos])
+    device = vae.device
+    vae.shift, vae.scale = torch.zeros(shape, device=device), torch.ones(shape, device=device)
+    with torch.autocast(device.type, torch.bfloat16):
+        z = torch.cat([vae.encode(v.to(device), sample=False).float() for v in videos])
     vae.shift = z.mean(dim=(0, 2, 3, 4)).view(shape)
     vae.scale = z.std(dim=(0, 2, 3, 4)).view(shape)

@@ -178,3 +178,45 @@ def test_a_model_with_one_output_per_channel_trains_too():
     out = RectifiedFlow().training_losses(lambda x_t, t: torch.zeros_like(x_t), x, {},
                                           noise=torch.zeros_like(x))
     assert out["loss"].tolist() == [1.0, 1.0]
+
+
+def test_recomputed_blocks_give_the_same_gradients():
+    torch.manual_seed(0)
+    sizes = dict(depth=1, hidden_size=16, num_heads=2, caption_channels=16, model_max_length=4)
+    plain, thrifty = STDiT3(STDiT3Config(**sizes)), STDiT3(STDiT3Config(**sizes, grad_checkpoint=True))
+    for parameter in plain.parameters():
+        nn.init.normal_(parameter, std=0.1)
+    thrifty.load_state_dict(plain.state_dict())
+    z, size = torch.randn(1, 4, 5, 4, 4), torch.tensor([32.0])
+    for model in (plain, thrifty):
+        model.y_embedder.uncond_prob = 0.0
+        model.train()(z, torch.tensor([500.0]), torch.ones(1, 1, 4, 16), fps=size, height=size, width=size
+                      ).square().sum().backward()
+    for a, b in zip(plain.parameters(), thrifty.parameters(), strict=True):
+        assert a.grad is None and b.grad is None or torch.allclose(a.grad, b.grad)
+
+
+def test_the_average_of_an_objective_shares_the_frozen_text_encoder(tmp_path):
+    text_encoder = new_t5("shapes", 32, d_model=16, num_layers=1, num_heads=2, d_ff=16)
+    sizes = dict(depth=1, hidden_size=16, num_heads=2, caption_channels=16, model_max_length=32)
+    model = STDiT3(STDiT3Config(**sizes))
+    objective = DiffusionObjective(model, text_encoder, RectifiedFlow())
+    run = TrainingRun(objective, objective, None, LoopConfig(steps=1, lr=0.1), tmp_path)
+    assert run.ema.module.text is text_encoder and run.ema.module.model is not model
+
+
+def test_a_step_that_was_interrupted_is_not_saved_half_done(tmp_path):
+    module = Line()
+    config = LoopConfig(steps=20, lr=0.1, dtype="fp32", ckpt_every=5)
+    run = TrainingRun(module, module, lambda index: torch.randn(4, 1), config, tmp_path)
+    step = run.optimizers[0].step
+
+    def interrupted():
+        step()
+        if run.step == 7:
+            raise KeyboardInterrupt
+
+    run.optimizers[0].step = interrupted
+    with pytest.raises(KeyboardInterrupt):
+        run.run()
+    assert torch.load(tmp_path / "checkpoint.pt", weights_only=True)["step"] == 5

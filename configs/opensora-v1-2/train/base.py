@@ -1,5 +1,6 @@
 """Training Open-Sora v1.2 on captioned videos: a CSV with columns path, text, num_frames, height, width."""
-model = dict(type="STDiT3-XL/2", from_pretrained="hpcai-tech/OpenSora-STDiT-v3", qk_norm=True)
+model = dict(type="STDiT3-XL/2", from_pretrained="hpcai-tech/OpenSora-STDiT-v3", qk_norm=True,
+             grad_checkpoint=True)
 vae = dict(
     type="OpenSoraVAE_V1_2", from_pretrained="hpcai-tech/OpenSora-VAE-v1.2", micro_frame_size=17,
     micro_batch_size=4,

@@ -15,6 +15,7 @@ from einops import rearrange
 from rotary_embedding_torch import RotaryEmbedding
 from timm.layers import DropPath, Mlp
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from opensora.models.layers.attention import (
     Attention,
@@ -40,6 +41,7 @@ class STDiT3Config:
 
     attention_backend: "sdpa", "flash-attn" or "xformers"; `enable_flash_attn=True` is the published name of
     the second.  enable_layernorm_kernel is accepted and changes nothing: torch's layer norm is one kernel.
+    grad_checkpoint: in training, compute each block again on the way back instead of keeping what it held.
     """
 
     input_size: tuple = (None, None, None)
@@ -59,6 +61,7 @@ class STDiT3Config:
     attention_backend: str = "sdpa"
     enable_flash_attn: bool = False
     enable_layernorm_kernel: bool = False
+    grad_checkpoint: bool = False
     only_train_temporal: bool = False
     freeze_y_embedder: bool = False
     skip_y_embedder: bool = False
@@ -276,11 +279,15 @@ class STDiT3(nn.Module):
         if cache is not None and cache.reuse:
             return cache.add_to(x)
         start = x if cache is not None else None
+        recompute = self.training and self.config.grad_checkpoint
         for spatial, temporal, (caption_s, caption_t) in zip(
             self.spatial_blocks, self.temporal_blocks, conditions.captions, strict=True
         ):
-            x = spatial(x, t, caption_s, conditions.rope, T, S)
-            x = temporal(x, t, caption_t, conditions.rope, T, S)
+            for block, caption in ((spatial, caption_s), (temporal, caption_t)):
+                if recompute:
+                    x = checkpoint(block, x, t, caption, conditions.rope, T, S, use_reentrant=False)
+                else:
+                    x = block(x, t, caption, conditions.rope, T, S)
         if cache is not None:
             cache.save(S, stack=x - start)
         return x
@@ -353,6 +360,6 @@ def stdit3(from_pretrained: str | None = None, **options) -> STDiT3:
 def config_of(model: STDiT3) -> dict:
     """What config.json holds: fields that describe the weights, not the machine."""
     chosen = asdict(model.config)
-    for key in ("attention_backend", "enable_flash_attn", "enable_layernorm_kernel"):
+    for key in ("attention_backend", "enable_flash_attn", "enable_layernorm_kernel", "grad_checkpoint"):
         del chosen[key]
     return {"model_type": "STDiT3", **chosen, "patch_size": list(model.config.patch_size)}

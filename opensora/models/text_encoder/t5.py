@@ -75,6 +75,10 @@ class T5Encoder:
         self.model_max_length, self.clean_caption, self.y_embedder = model_max_length, clean_caption, None
         return self
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> T5Encoder:
+        """Itself: the EMA of a training objective needs no second encoder of billions of frozen weights."""
+        return self
+
     @property
     def output_dim(self) -> int:
         return self.model.config.d_model
