@@ -17,6 +17,7 @@ from torch import Tensor, nn
 import opensora.models  # noqa: F401  registers the models
 import opensora.schedulers  # noqa: F401  registers the samplers
 from opensora.datasets.references import collect_references_batch
+from opensora.models.layers.attention import check_backend_fits
 from opensora.models.text_encoder.t5 import T5Encoder
 from opensora.models.vae.vae import OpenSoraVAE
 from opensora.registry import MODELS, SCHEDULERS, build_module
@@ -81,6 +82,7 @@ class Pipeline:
         check_modules(config)
         scheduler = build_module(config.scheduler, SCHEDULERS)
         model = build_module(config.model, MODELS).to(config.torch_dtype).eval()
+        check_backend_fits(model.config.attention_backend, config.torch_device, config.torch_dtype)
         check(model, scheduler.num_sampling_steps)
         vae = build_module(config.vae, MODELS).to(config.torch_dtype).eval()
         text_encoder = build_module(_text_encoder_config(config), MODELS)

@@ -81,10 +81,9 @@ def run(args: dict[str, Any]) -> int:
     config = InferenceConfig.from_dict(values, args["config"])
     set_up_logging(config.verbose)
     requests = plan_samples(config)
-    # by prompt index, so that each process knows its share without asking
-    own = [request for request in requests if request.index % world_size() == rank()]
-    missing = [request for request in own if config.overwrite or not request.file.exists()]
-    check_references(missing)
+    check_references([request for request in requests if must_make(request, config)], config)
+    own = requests[rank() :: world_size()]  # each process knows its share without asking
+    missing = [request for request in own if must_make(request, config)]
     # a process may wait for the others as long as a video takes
     group = dist.new_group(backend="gloo", timeout=timedelta(days=7)) if world_size() > 1 else None
     started = time.perf_counter()
@@ -98,6 +97,11 @@ def run(args: dict[str, Any]) -> int:
     if rank() == 0:
         print(total.line(time.perf_counter() - started, config.save_dir))
     return 1 if total.failed else 0
+
+
+def must_make(request: SampleRequest, config: InferenceConfig) -> bool:
+    """A sample is finished where its record stands beside it."""
+    return config.overwrite or not (request.file.exists() and request.file.with_suffix(".json").exists())
 
 
 def read_values(args: Mapping[str, Any]) -> dict[str, Any]:

@@ -130,6 +130,12 @@ class InferenceConfig:
         """Frames of one clip."""
         return get_num_frames(self.num_frames)
 
+    def latent_frames(self, frames: int) -> int:
+        """Latent frames of a clip or reference, by the autoencoder's micro frames (17 -> 5)."""
+        micro = self.vae.get("micro_frame_size", 17) or frames
+        whole, rest = divmod(frames, micro)
+        return whole * -(-micro // 4) + -(-rest // 4)
+
     @property
     def overlap_frames(self) -> int:
         """Frames at the start of a clip that repeat the end of the one before."""
@@ -169,6 +175,10 @@ class InferenceConfig:
             raise ValueError(f"condition_frame_length={self.condition_frame_length} ({self.overlap_frames} "
                              f"frames) with loop={self.loop}; allowed: multiples of 5 that leave part of "
                              f"num_frames={self.num_frames}")
+        if self.loop > 1 and self.clip_frames % dframe_to_frame(5):
+            # references are aligned to whole chunks: the next clip would not begin where such a one ends
+            raise ValueError(f"num_frames={self.num_frames} with loop={self.loop}; allowed: multiples of "
+                             f"{dframe_to_frame(5)}, such as 51 or 2s")
 
     def _check_save_dir(self) -> None:
         folder = Path(self.save_dir)

@@ -28,17 +28,18 @@ def describe(
 
 
 def save_with_record(sample: Sample, request: SampleRequest, fps: float, record: dict[str, Any]) -> Path:
-    """Write the video (or picture) and its JSON, both or neither."""
-    file = save_sample(sample.video, request.file.with_suffix(""), fps=fps)
+    """Write the JSON, then the video (or picture); without the video, the JSON goes again."""
+    text, path = json.dumps(record, indent=2) + "\n", request.file.with_suffix(".json")
     try:
-        _write_whole(request.file.with_suffix(".json"), json.dumps(record, indent=2) + "\n")
+        _write_whole(path, text)
+        return save_sample(sample.video, request.file.with_suffix(""), fps=fps)
     except BaseException:
-        file.unlink(missing_ok=True)
+        path.unlink(missing_ok=True)
         raise
-    return file
 
 
 def _write_whole(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         partial.write_text(text, encoding="utf-8")

@@ -67,7 +67,7 @@ def plan_samples(config: InferenceConfig) -> list[SampleRequest]:
                 reference_path=_reference(references[position], config, first + position, prompt, k),
                 mask_strategy=strategies[position],
                 file=_file(config.save_dir, config, first + position, prompt, k))
-            _check_conditions(request)
+            _check_conditions(request, config)
             if request.file in requests:
                 logger.warning("prompt %d and %d are the same, and so is their file %s: one sample is made",
                                requests[request.file].index, request.index, request.file.name)
@@ -75,13 +75,20 @@ def plan_samples(config: InferenceConfig) -> list[SampleRequest]:
     return list(requests.values())
 
 
-def check_references(requests: list[SampleRequest]) -> None:
+def check_references(requests: list[SampleRequest], config: InferenceConfig) -> None:
     """Read every reference once, so that a bad one is found before anything is made.
 
-    Raises ValueError or FileNotFoundError for one that is missing, unreadable or empty.
+    Raises ValueError or FileNotFoundError for one that is missing, unreadable, empty, or too short for the
+    mask strategy.
     """
-    for path in dict.fromkeys(request.reference_path for request in requests):
-        read_references(path, (16, 16))
+    lengths: dict[str, list[int]] = {}
+    for request in requests:
+        path = request.reference_path
+        if path not in lengths:
+            lengths[path] = [config.latent_frames(x.shape[1]) for x in read_references(path, (16, 16))]
+        for _, index, ref_start, *_ in parse_mask_strategy(request.mask_strategy):
+            if index < len(lengths[path]):  # later ones are clips made on the way
+                _check_start(request, "ref_start", ref_start, lengths[path][index])
 
 
 def _prompts(config: InferenceConfig) -> tuple[list[str], int]:
@@ -143,15 +150,25 @@ def _reference(path: str, config: InferenceConfig, index: int, prompt: str, k: i
     return str(found)
 
 
-def _check_conditions(request: SampleRequest) -> None:
+def _check_conditions(request: SampleRequest, config: InferenceConfig) -> None:
     groups = parse_mask_strategy(request.mask_strategy)
     references = len(request.reference_path.split(";")) if request.reference_path else 0
     if references and not groups:
         raise ValueError(f"reference_path={request.reference_path!r} has no mask_strategy that uses it; "
                          "allowed: a strategy such as '0', which keeps its first frame")
-    for loop, index, *_ in groups:
+    for loop, index, _, target_start, *_ in groups:
+        if loop >= config.loop:
+            raise ValueError(f"mask_strategy={request.mask_strategy!r} speaks of clip {loop}; "
+                             f"allowed: 0 to {config.loop - 1} (loop={config.loop})")
+        _check_start(request, "target_start", target_start, config.latent_frames(config.clip_frames))
         known = references + loop  # each clip is a reference of the later ones
         if not -known <= index < known:
             allowed = f"0 to {known - 1}" if known else "none, as there is no reference_path"
             raise ValueError(f"mask_strategy={request.mask_strategy!r} asks for reference {index}; "
                              f"allowed: {allowed}")
+
+
+def _check_start(request: SampleRequest, name: str, start: int, frames: int) -> None:
+    if not -frames <= start < frames:
+        raise ValueError(f"mask_strategy={request.mask_strategy!r} has {name}={start}; "
+                         f"allowed: {-frames} to {frames - 1} latent frames")

@@ -3,10 +3,12 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 from pathlib import Path
 
 import torch
 from huggingface_hub import snapshot_download
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -74,9 +76,13 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
             raise FileNotFoundError(f"no weights in {str(path)!r}; "
                                     f"looked for {', '.join(WEIGHT_NAMES)} or an index")
         path = found
-    if path.suffix == ".safetensors":
-        return load_file(path)
-    return torch.load(path, map_location="cpu", weights_only=True)
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except (SafetensorError, RuntimeError, KeyError, EOFError, pickle.UnpicklingError) as error:
+        raise ValueError(f"{str(path)!r} is no readable weights file ({type(error).__name__}); "
+                         f"allowed: {ALLOWED}") from error
 
 
 def load_weights(model: nn.Module, source: str, local_files_only: bool = False, cache_dir: str | None = None,

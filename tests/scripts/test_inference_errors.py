@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -63,6 +64,9 @@ def refused(tiny, tmp_path, monkeypatch, capsys):
     (["--prompt", "|0| a |b| c"], "malformed prompt segments"),
     (["--prompt", "|0| a |2| b |1| c"], "malformed prompt segments.*ascending"),
     (["--mask-strategy", "0,x"], "malformed mask_strategy='0,x'"),
+    (["--mask-strategy", "1"], "mask_strategy='1' speaks of clip 1; allowed: 0 to 0"),
+    (["--mask-strategy", "0,0,0,5"], "mask_strategy='0,0,0,5' has target_start=5; allowed: -5 to 4"),
+    (["--num-frames", "60", "--loop", "2"], "num_frames=60 with loop=2; allowed: multiples of 17"),
     (["--mask-strategy", "0"], "mask_strategy='0' asks for reference 0; allowed: none"),
     (["--reference-path", "no.png", "--mask-strategy", "0"], "reference_path: image 'no.png' does not exist"),
     (["--reference-path", "no.png"], "reference_path='no.png' has no mask_strategy"),
@@ -136,6 +140,19 @@ def test_a_missing_or_broken_checkpoint(refused, tiny, tmp_path):
     assert re.search(r"and \d+ more", line)
     weights.write_bytes(b"x" * 100)
     refused("--ckpt-path", weights, loads=True)
+
+
+@pytest.mark.parametrize("content", [b"", b"no weights", b"PK\x03\x04 half a zip"])
+def test_a_damaged_checkpoint_is_named(refused, tmp_path, content):
+    weights = tmp_path / "model.pt"
+    weights.write_bytes(content)
+    assert f"'{weights}' is no readable weights file" in refused("--ckpt-path", weights, loads=True)
+
+
+def test_a_reference_shorter_than_the_strategy_asks(refused, tmp_path):
+    Image.new("RGB", (48, 32)).save(picture := tmp_path / "a.png")
+    line = refused("--reference-path", picture, "--mask-strategy", "0,0,1")
+    assert "mask_strategy='0,0,1' has ref_start=1; allowed: -1 to 0 latent frames" in line
 
 
 def test_a_missing_config_and_a_missing_value(refused, capsys):

@@ -28,6 +28,14 @@ def check_backend(backend: str) -> None:
                           "--flash-attn False)")
 
 
+def check_backend_fits(backend: str, device: torch.device, dtype: torch.dtype) -> None:
+    """Raise ValueError where a backend has no kernel for the device or dtype."""
+    if backend != "sdpa" and device.type != "cuda":
+        raise ValueError(f"attention_backend={backend!r} on device={device.type!r}; allowed there: sdpa")
+    if backend == "flash-attn" and dtype == torch.float32:
+        raise ValueError("attention_backend='flash-attn' with dtype='fp32'; allowed: bf16, fp16, or sdpa")
+
+
 def attend(q: Tensor, k: Tensor, v: Tensor, backend: str = "sdpa") -> Tensor:
     """softmax(q k^T / sqrt(D)) v.  q: [B, H, N, D]; k, v: [B, H, L, D].  Returns: [B, H, N, D]."""
     if backend == "flash-attn":
@@ -85,6 +93,7 @@ class Attention(nn.Module):
         q, k = self.q_norm(q), self.k_norm(k)
         if rope is not None:
             q, k = rotate(q, rope), rotate(k, rope)
+        q, k = q.to(v.dtype), k.to(v.dtype)  # under autocast the norm's fp32 weight has widened them
         return self.proj(rearrange(attend(q, k, v, self.backend), "b h n d -> b n (h d)"))
 
 
