@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from cache_choice import ALLOWED, open_cache, take_cache_config
 from contact_sheet import save_sheet, uint8_frames
+from exit_status import exit_status
 from mmengine.config import DictAction
 from rich.console import Console
 from rich.progress import track
@@ -87,14 +88,13 @@ def main() -> int:
     parser.add_argument("--sheet", type=Path, metavar="FILE.png")
     parser.add_argument("--cfg-options", nargs="+", action=DictAction, metavar="KEY=VALUE")
     args = parser.parse_args()
-    try:
+
+    def run() -> None:
         result = measure(args)
-    except (ValueError, TypeError, OSError, ImportError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    if args.json:
-        args.json.write_text(json.dumps(result, indent=2) + "\n")
-    return 0
+        if args.json:
+            args.json.write_text(json.dumps(result, indent=2) + "\n")
+
+    return exit_status(run)
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from cache_choice import ALLOWED, take_cache_config
 from denoising_time import Run, time_run
+from exit_status import exit_status
 from mmengine.config import DictAction
 from rich.console import Console
 from rich.table import Table
@@ -89,15 +90,14 @@ def main() -> int:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers there, too")
     parser.add_argument("--cfg-options", nargs="+", action=DictAction, metavar="KEY=VALUE")
     args = parser.parse_args()
-    try:
+
+    def run() -> None:
         result = benchmark(args)
-    except (ValueError, TypeError, OSError, ImportError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    Console().print(table(result))
-    if args.json:
-        args.json.write_text(json.dumps(result, indent=2) + "\n")
-    return 0
+        Console().print(table(result))
+        if args.json:
+            args.json.write_text(json.dumps(result, indent=2) + "\n")
+
+    return exit_status(run)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import signal
 import sys
 import time
@@ -16,9 +15,9 @@ from typing import Any
 
 import torch.distributed as dist
 from cache_choice import ALLOWED, check_cache, open_cache, sampling_record, take_cache_config
+from exit_status import exit_status, one_line
 from rich.console import Console
 from rich.logging import RichHandler
-from safetensors import SafetensorError
 from step_bar import StepBar
 
 from adacache import AdaCacheConfig
@@ -29,8 +28,6 @@ from opensora.utils.config import read_config
 from opensora.utils.inference_config import InferenceConfig
 from opensora.utils.sample_record import describe, save_with_record
 from opensora.utils.sample_request import SampleRequest, check_references, plan_samples
-
-BAD_INPUT = (ValueError, TypeError, OSError, ImportError, SafetensorError)
 
 
 @dataclass
@@ -57,20 +54,15 @@ class Tally:
 
 def main(argv: list[str] | None = None) -> int:
     """Returns the exit status: 0 all made, 1 some failed, 2 bad input, 130 stopped."""
-    try:
+
+    def parse_and_run() -> int:
         parser = inference_parser("Make videos from prompts.")
         parser.add_argument("--adacache", metavar="NAME", help=ALLOWED)
         args = vars(parser.parse_args(argv))
         with process_group():
             return run(args)
-    except BAD_INPUT as error:
-        logging.getLogger("opensora").debug("what led there:", exc_info=True)
-        status, last = 2, f"error: {' '.join(str(error).split()) or type(error).__name__}"
-    except KeyboardInterrupt:
-        status, last = 130, "stopped; finished videos are kept"
-    if os.environ.get("RANK", "0") == "0":  # the process group is gone
-        print(last, file=sys.stderr)
-    return status
+
+    return exit_status(parse_and_run, stopped="stopped; finished videos are kept")
 
 
 def run(args: dict[str, Any]) -> int:
@@ -164,7 +156,7 @@ def save(
 
 
 def report_failures(requests: list[SampleRequest], error: Exception, verbose: int) -> Tally:
-    cause = f"{type(error).__name__}: {' '.join(str(error).split())}"
+    cause = f"{type(error).__name__}: {one_line(error)}"
     for request in requests:
         print(f"failed: {request.file.name}: {cause}", file=sys.stderr)
     if verbose > 1:

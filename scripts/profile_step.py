@@ -12,6 +12,7 @@ import time
 
 import torch
 from cache_choice import take_cache_config
+from exit_status import exit_status
 from rich.console import Console
 from rich.table import Table
 from torch.nn.functional import scaled_dot_product_attention
@@ -84,14 +85,9 @@ def main() -> int:
     parser.add_argument("--attention", action="store_true")
     args = parser.parse_args()
     if (args.config is None) != args.attention:
-        print("error: allowed: CONFIG or --attention", file=sys.stderr)
-        return 2
-    try:
-        Console().print(attention_table() if args.attention else operations_table(args.config))
-    except (ValueError, TypeError, OSError, ImportError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    return 0
+        parser.error("allowed: CONFIG or --attention")
+    return exit_status(lambda: Console().print(
+        attention_table() if args.attention else operations_table(args.config)))
 
 
 if __name__ == "__main__":

@@ -4,18 +4,15 @@ from __future__ import annotations
 import argparse
 import logging
 import signal
-import sys
 from collections.abc import Callable, Iterable
 
+from exit_status import exit_status
 from mmengine.config import Config, DictAction
 from rich.console import Console
 from rich.logging import RichHandler
-from safetensors import SafetensorError
 
 from opensora.parallel import process_group, rank
 from opensora.utils.config import check_keys, read_config
-
-BAD_INPUT = (ValueError, TypeError, OSError, ImportError, SafetensorError)
 
 
 def training_main(description: str, keys: Callable[[Config], Iterable[str]],
@@ -29,7 +26,8 @@ def training_main(description: str, keys: Callable[[Config], Iterable[str]],
     parser.add_argument("--cfg-options", nargs="+", action=DictAction, metavar="KEY=VALUE")
     args = parser.parse_args()
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # torchrun passes Ctrl-C on as SIGTERM
-    try:
+
+    def run() -> None:
         config = read_config(args.config, args.cfg_options)
         allowed = keys(config)
         check_keys(config, allowed, args.config)
@@ -41,10 +39,5 @@ def training_main(description: str, keys: Callable[[Config], Iterable[str]],
             handler = RichHandler(show_path=False, console=Console(stderr=True, soft_wrap=True))
             logging.basicConfig(level=level, format="%(message)s", handlers=[handler])
             train(config)
-    except BAD_INPUT as error:
-        print(f"error: {' '.join(str(error).split()) or type(error).__name__}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("stopped; the same command goes on from the last checkpoint", file=sys.stderr)
-        return 130
-    return 0
+
+    return exit_status(run, stopped="stopped; the same command goes on from the last checkpoint")

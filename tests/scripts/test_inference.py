@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import weakref
 from pathlib import Path
 
 import pytest
@@ -278,6 +279,21 @@ def test_a_video_that_fails_is_named_and_the_others_kept(inference, config, tmp_
     printed = capsys.readouterr()
     assert "failed: sample_0001.png: RuntimeError: out of memory" in printed.err
     assert printed.out.strip().splitlines()[-1].startswith("2 videos in ") and "1 failed" in printed.out
+
+
+def test_a_finished_video_is_let_go_before_the_next_is_made(inference, config, tmp_path, monkeypatch):
+    """So memory does not grow with the number of prompts."""
+    generate, videos, alive = Pipeline.generate, [], []
+
+    def counting(self, requests, *args):
+        alive.append(sum(video() is not None for video in videos))
+        samples = generate(self, requests, *args)
+        videos.extend(weakref.ref(sample.video) for sample in samples)
+        return samples
+
+    monkeypatch.setattr(Pipeline, "generate", counting)
+    assert inference(config, "--prompt", "a", "red", "circle", "--num-frames", 1, "--save-dir", tmp_path) == 0
+    assert alive == [0, 0, 0] and len(videos) == 3
 
 
 def test_a_broken_sample_is_not_saved(inference, config, tmp_path, monkeypatch, capsys):
