@@ -52,8 +52,7 @@ def test_every_key_is_read_and_every_value_allowed(path):
     assert isinstance(cache, AdaCacheConfig) if named else cache is None
     assert named and "moreg" in path.stem or cache is None or cache.moreg is None
     config = InferenceConfig.from_dict(values, str(path))
-    if "shapes" not in path.parts or ASSETS.exists():
-        check_modules(config)
+    check_modules(config)
     assert build_module(config.scheduler, SCHEDULERS).flow.use_timestep_transform
 
 

@@ -8,6 +8,7 @@ Legend: T frames, H x W pixels.
 from __future__ import annotations
 
 import csv
+import logging
 import math
 import os
 from dataclasses import dataclass
@@ -27,6 +28,7 @@ from opensora.datasets.video_io import IMAGE_EXTENSIONS, read_image
 from opensora.registry import DATASETS
 from opensora.utils.prompts import append_score_to_prompts
 
+logger = logging.getLogger(__name__)
 IMAGE_FPS = 120.0  # what Open-Sora v1.2 tells the model for an image
 TRANSFORMS = ("center", "resize_crop")
 COLUMNS = ("path", "text")
@@ -108,13 +110,15 @@ class VariableVideoTextDataset(VideoTextDataset):
 
     Such indices come from `opensora.datasets.bucket.VariableVideoBatchSampler`, which reads `sizes` and
     `frame_interval`. Items and errors as in `VideoTextDataset`.
+    substitute: instead of an error, warn of a file that cannot be used and take the next one that can.
     """
 
     def __init__(self, data_path: str | Path, frame_interval: int = 1, transform_name: str = "resize_crop",
-                 seed: int = 0) -> None:
+                 seed: int = 0, substitute: bool = False) -> None:
         if transform_name == "center":
             raise ValueError("transform_name='center'; allowed with buckets of any ratio: resize_crop")
         self._setup(data_path, COLUMNS + SIZE_COLUMNS, frame_interval, transform_name, seed)
+        self.substitute = substitute
 
     @property
     def sizes(self) -> np.ndarray:
@@ -122,7 +126,13 @@ class VariableVideoTextDataset(VideoTextDataset):
         return np.array([row.size for row in self.rows], dtype=np.int64)
 
     def __getitem__(self, index: str | tuple[int, int, int, int]) -> dict[str, Any]:
-        return self._item(*parse_index(index))
+        first, *size = parse_index(index)
+        for row in range(first, first + len(self) - 1 if self.substitute else first):
+            try:
+                return self._item(row % len(self), *size)
+            except ValueError as error:
+                logger.warning("%s; the next file is taken", error)
+        return self._item((first - self.substitute) % len(self), *size)  # the last try
 
 
 def parse_index(index: str | tuple[int, int, int, int]) -> tuple[int, int, int, int]:

@@ -252,3 +252,15 @@ def test_a_csv_that_is_none_is_refused(tmp_path: Path) -> None:
 ])
 def test_bad_options_are_refused_by_name(one_video: Path, options: dict, message: str) -> None:
     refused(lambda: VideoTextDataset(one_video, **options), ValueError, message)
+
+
+def test_a_file_that_cannot_be_used_is_replaced_on_request(sized: Path, caplog) -> None:
+    (sized.parent / "a.mp4").write_bytes(b"no video")
+    with pytest.raises(ValueError, match="line 2"):
+        VariableVideoTextDataset(sized)[0, 17, 32, 48]
+    item = VariableVideoTextDataset(sized, substitute=True)[0, 17, 32, 48]
+    assert item["text"].startswith("a dog") and "line 2" in caplog.text
+    for path in sized.parent.glob("b.mp4"):
+        path.write_bytes(b"no video")
+    with pytest.raises(ValueError, match="cannot use"):  # none is left: images have one frame
+        VariableVideoTextDataset(sized, substitute=True)[0, 17, 32, 48]

@@ -6,7 +6,8 @@ vae = dict(
     micro_batch_size=4,
 )
 text_encoder = dict(type="t5", from_pretrained="DeepFloyd/t5-v1_1-xxl", model_max_length=300)
-dataset = dict(type="VariableVideoTextDataset", data_path="data/videos.csv", transform_name="resize_crop")
+dataset = dict(type="VariableVideoTextDataset", data_path="data/videos.csv", transform_name="resize_crop",
+               substitute=True)
 flow = dict(use_timestep_transform=True, sample_method="logit-normal")
 objective = dict(
     mask_ratios=dict(
