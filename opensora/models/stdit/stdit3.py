@@ -222,10 +222,9 @@ class STDiT3(nn.Module):
         T, H, W = self.patch_grid(x.shape[2:])
         t, t0 = self.embed_timestep(timestep.to(dtype), fps, x_mask)                # [B, 1, C]
         t_frames = t if x_mask is None else torch.where(x_mask[:, :, None], t, t0)  # [B, F, C]
-        t_mlp = self.t_block(t_frames).unflatten(-1, (6, -1))                       # [B, F, 6, C]
         tokens = self.x_embedder(x.to(dtype))                                       # [B, (T S), C]
         tokens = (rearrange(tokens, "b (t s) c -> b t s c", t=T) + y.positions[:, None]).flatten(1, 2)
-        tokens = self.run_blocks(tokens, t_mlp, y, T, H * W)
+        tokens = self.run_blocks(tokens, t_frames, y, T, H * W)
         tokens = self.final_layer(tokens, t, t0, x_mask, T)
         return self.unpatchify(tokens, (T, H, W), x.shape[2:]).float()
 
@@ -274,11 +273,12 @@ class STDiT3(nn.Module):
         return t, (self.t_embedder(torch.zeros_like(timestep)) + fps_vector)[:, None]
 
     def run_blocks(self, x: Tensor, t: Tensor, conditions: Conditions, T: int, S: int) -> Tensor:
-        """x: [B, (T S), C] through all blocks, spatial and temporal in turn."""
+        """x: [B, (T S), C] through all blocks, spatial and temporal in turn.  t: [B, F, C]."""
         cache = self.residual_cache
         if cache is not None and cache.reuse:
             return cache.add_to(x)
         start = x if cache is not None else None
+        t = self.t_block(t).unflatten(-1, (6, -1))  # [B, F, 6, C]
         recompute = self.training and self.config.grad_checkpoint
         for spatial, temporal, (caption_s, caption_t) in zip(
             self.spatial_blocks, self.temporal_blocks, conditions.captions, strict=True
