@@ -15,7 +15,7 @@ objective = dict(
 stages = [
     dict(until=1200, latent_frames=1, num_frames=1, batch=64),
     dict(until=2000, latent_frames=5, num_frames=17, batch=32),
-    dict(until=8500, latent_frames=15, num_frames=51, batch=16),
+    dict(until=7200, latent_frames=15, num_frames=51, batch=16),
 ]
 loop = dict(lr=2e-3, muon_lr=3e-3, warmup=100, decay_fraction=0.6, ema_decay=0.998,
             log_every=20, ckpt_every=200)

@@ -1,0 +1,101 @@
+"""The scripts that measure: what they print comes from what was run."""
+import importlib
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from opensora.datasets.video_io import read_image, read_video, save_sample
+
+SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
+
+
+@pytest.fixture
+def script(monkeypatch):
+    """`script(name)` imports scripts/NAME.py."""
+    monkeypatch.syspath_prepend(str(SCRIPTS))
+    return importlib.import_module
+
+
+def sample(folder: Path, level: float, seconds: float, steps: list[int]) -> Path:
+    """A grey video of 17 frames, 32 x 48, and its record."""
+    file = save_sample(torch.full((3, 17, 32, 48), level), folder / "sample_0000")
+    decisions = [{"step": 1, "distance": 0.2, "motion": 1.0, "motion_gradient": 0.0,
+                  "regularized_distance": 0.2, "rate": 2}]
+    file.with_suffix(".json").write_text(json.dumps({
+        "prompt": "grey", "seed": 1, "num_steps": 6, "frames": 17, "computed_steps": steps,
+        "decisions": decisions, "seconds": {"denoise": seconds}}))
+    return file
+
+
+def test_the_benchmark_tells_computed_from_reused_steps(script, tiny, tmp_path, monkeypatch):
+    config = tiny / "cached.py"
+    config.write_text('_base_ = "sample.py"\nadacache = dict(codebook=[(1e9, 2)], '
+                      'probes=("temporal_blocks.1.attn",))\n')
+    out = tmp_path / "numbers.json"
+    monkeypatch.setattr(sys, "argv", ["benchmark.py", str(config), "--repeats", "2", "--json", str(out)])
+    assert script("benchmark").main() == 0
+    numbers = json.loads(out.read_text())
+    assert (numbers["steps"], numbers["computed_steps"]) == (6, 5)
+    assert numbers["steps_over_computed"] == pytest.approx(6 / 5)
+    assert 0 < numbers["cache_bytes"] <= 2 * numbers["residual_bytes"]
+    assert numbers["residual_bytes"] == 2 * 5 * 6 * 32 * 4  # rows, latent frames, patches, width, fp32
+    assert 0 < numbers["reused_step_ms"] < numbers["computed_step_ms"]
+
+
+def test_a_benchmark_of_nothing_is_an_error(script, tiny, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["benchmark.py", str(tiny / "sample.py")])
+    assert script("benchmark").main() == 2
+    assert "has no adacache; allowed: one that has" in capsys.readouterr().err
+
+
+def test_a_runs_summary_is_made_of_medians_and_paired_ratios(script):
+    benchmark, Run = script("benchmark"), script("denoising_time").Run
+    plain = [Run([4.0] * 4, [0, 1, 2, 3], 0, 8), Run([2.0] * 4, [0, 1, 2, 3], 0, 8)]
+    deciding = [Run([4.1] * 4, [0, 1, 2, 3], 16, 8), Run([2.0] * 4, [0, 1, 2, 3], 16, 8)]
+    cached = [Run([4.0, 4.0, 0.1, 0.1], [0, 1], 16, 8), Run([2.0, 2.0, 0.1, 0.1], [0, 1], 16, 8)]
+    numbers = benchmark.summary({"plain": plain, "deciding": deciding, "cached": cached}, 4)
+    assert numbers["computed_step_ms"] == 3000 and numbers["reused_step_ms"] == pytest.approx(100)
+    assert numbers["reused_over_computed"] == pytest.approx(0.1 / 3)
+    assert numbers["bookkeeping"] == pytest.approx((4.1 / 4.0 + 1.0) / 2 - 1)
+    assert numbers["speed_up"] == pytest.approx((16 / 8.2 + 8 / 4.2) / 2)
+    assert numbers["steps_over_computed"] == 2
+
+
+def test_two_runs_are_compared_by_file(script, tmp_path, capsys):
+    first = sample(tmp_path / "a", 0.0, 6.0, [0, 1, 2, 3, 4, 5])
+    second = sample(tmp_path / "b", 0.2, 2.0, [0, 1, 3])
+    psnr, ssim, computed, speed_up = script("compare").compare(first, second)
+    gap = np.mean((read_video(first)[0].numpy() - read_video(second)[0].numpy().astype(float)) ** 2)
+    assert psnr == pytest.approx(10 * np.log10(255**2 / gap)) and 18 < psnr < 22  # 0.1 of the range: 20 dB
+    assert 0.5 < ssim < 1 and (computed, speed_up) == (3, 3)
+    record = second.with_suffix(".json")
+    record.write_text(record.read_text().replace("grey", "red"))
+    with pytest.raises(ValueError, match="prompt of .* is 'red'; allowed: 'grey', the other's"):
+        script("compare").compare(first, second)
+
+
+def test_the_picture_of_a_schedule_is_a_picture(script, tmp_path):
+    script("schedule_picture").draw(sample(tmp_path, 0.0, 1.0, [0, 1, 3, 4, 5]), tmp_path / "schedule.png")
+    pixels = read_image(tmp_path / "schedule.png")
+    assert pixels.shape[1] == 9 * 150
+    blue = (pixels.float() - torch.tensor([31.0, 111.0, 180.0])).abs().sum(dim=-1) < 3
+    assert blue.sum() > 1000  # bars of computed steps
+
+
+def test_a_contact_sheet_has_a_row_for_every_clip(script, tmp_path):
+    clips = [np.full((17, 32, 48, 3), level, np.uint8) for level in (0, 100, 200)]
+    script("contact_sheet").save_sheet(tmp_path / "sheet.png", clips, ["a", "b", "c"], columns=1)
+    pixels = read_image(tmp_path / "sheet.png")
+    assert pixels.shape == (3 * (32 + 18), 6 * 48 + 8, 3)
+    assert [int(pixels[14 + 16 + i * 50, 10, 0]) for i in range(3)] == [0, 100, 200]
+
+
+def test_shipped_weights_are_those_that_training_wrote(script, tiny, tmp_path):
+    script("ship_weights").ship(tiny, tiny, tmp_path)
+    before, after = ({p.relative_to(root) for p in root.rglob("*") if p.suffix in (".safetensors", ".json")
+                      and p.parent != root} for root in (tiny, tmp_path))
+    assert before == after
