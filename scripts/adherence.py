@@ -62,7 +62,7 @@ def table(model: Adherence, bound: Adherence, ratio: float) -> Table:
 def measure(args: argparse.Namespace) -> dict[str, Any]:
     values = read_config(args.config, args.cfg_options).to_dict()
     cache = take_cache_config(values, args.adacache)
-    prompts = held_out_prompts(args.prompts)
+    prompts = held_out_prompts(args.prompts, args.prompt_seed)
     config = InferenceConfig.from_dict({**values, "prompt": prompts}, args.config)
     pipeline = Pipeline.load(config)
     clips = list(sampled(pipeline, cache))
@@ -83,6 +83,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("config")
     parser.add_argument("--prompts", type=int, default=128, metavar="N")
+    parser.add_argument("--prompt-seed", type=int, default=0, metavar="N",
+                        help="other prompts, to choose settings by; 0 are those that are reported")
     parser.add_argument("--adacache", metavar="NAME", help=ALLOWED)
     parser.add_argument("--json", type=Path, metavar="FILE")
     parser.add_argument("--sheet", type=Path, metavar="FILE.png")

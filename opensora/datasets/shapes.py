@@ -67,6 +67,8 @@ BACKGROUNDS = {
 PATTERNS = ("striped", "checked")  # or "plain"
 CELL = 1 / 6  # width of a stripe or a check
 DIRECTIONS = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}
+# a pan shows against these; the stripes are vertical
+PAN_PATTERNS = {"left": PATTERNS, "right": PATTERNS, "up": ("checked",), "down": ("checked",)}
 OPPOSITE = {"left": "right", "right": "left", "up": "down", "down": "up"}
 # fractions of the frame per frame of video
 SPEEDS = {"slow": 0.0032, "medium": 0.0064, "fast": 0.0128}
@@ -192,6 +194,9 @@ def parse_caption(text: str) -> Description:
             words.take("on")
     words.take("a")
     pattern = words.optional(*PATTERNS) or "plain"
+    if pan is not None and pattern not in PAN_PATTERNS[pan.direction]:
+        raise ValueError(f"a pan {pan.direction} over a {pattern} background does not show; "
+                         f"allowed: {' or '.join(PAN_PATTERNS[pan.direction])}")
     background = words.take(*BACKGROUNDS)
     words.take("background")
     words.end()
@@ -376,8 +381,7 @@ def _sample_description(rng: np.random.Generator) -> Description:
     background = _pick(rng, tuple(BACKGROUNDS))
     if layout < PAN:
         pattern = _pick(rng, PATTERNS)
-        # the stripes are vertical: a vertical pan would not show
-        directions = ("left", "right") if pattern == "striped" else tuple(DIRECTIONS)
+        directions = tuple(d for d in DIRECTIONS if pattern in PAN_PATTERNS[d])
         pan = Motion("moves", _pick(rng, directions), _pick(rng, tuple(SPEEDS)))
         return Description((_sample_object(rng, Motion("still")),), background, pattern, pan)
     pattern = _pick(rng, PATTERNS) if rng.random() < PATTERNED else "plain"

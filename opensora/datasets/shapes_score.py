@@ -1,8 +1,9 @@
 """Prompt adherence in the world of shapes, read off the pixels by plain image analysis.
 
-`measure_clip` looks at a clip without knowing its prompt: the colours that cover the background, the regions
-that differ from them, the template that each region's outline fits best, the course of its centre and area,
-and the drift of the background's pattern. `compare` then holds that reading against what the prompt says.
+`measure_clip` looks at a clip without knowing its prompt: the colours that cover the background in every
+frame, the regions that differ from them, the template that each region's outline fits best, the course of its
+centre and area, and the drift of the background's pattern. `compare` then holds that reading against what the
+prompt says.
 
 Legend: T frames, F sampled frames, H = W pixels. Lengths are fractions of the frame, times are frames.
 """
@@ -38,7 +39,9 @@ from opensora.datasets.shapes import (
 )
 
 SAMPLED_FRAMES = 17
-SHAPE_FRAMES = 5  # frames whose outlines are fitted
+MIN_WHOLE_FRAMES = 5  # so many frames with the object inside are enough to leave the others out
+MIN_PRESENT = 0.9  # of the frames: an object's, and those whose background is the one named
+MIN_UNIFORM = 0.85  # of the pixels of a frame that bear a background's name: those of the one named
 MIN_BACKGROUND = 0.35  # of the pixels; no scene covers more than half of its background
 MIN_CORE = 0.006  # of the pixels: a region's inside; the smallest cross has 0.015
 MIN_AREA = 0.008  # of the pixels: a region; the smallest object has 0.026
@@ -165,6 +168,8 @@ def measure_clip(video: np.ndarray) -> ClipReading:
     bins = _color_bins(frames)
     palette_class = _palette_table()[bins]
     background = _read_background(frames, palette_class)
+    if background.name and not _is_uniform(_palette_table()[_color_bins(video)], background.name):
+        background = _Background(None, background.pattern, background.colors)
     colors = _object_colors(frames, palette_class)
     region = _region_table(background.colors, [rgb for _, rgb in colors])[bins]  # [F, H, W], 0 is background
     drift = np.zeros(2)
@@ -257,6 +262,15 @@ def _read_background(frames: np.ndarray, palette_class: np.ndarray) -> _Backgrou
     return _Background(_NAMES[best], _read_pattern(shade.astype(np.int8) - base), colors)
 
 
+def _is_uniform(palette_class: np.ndarray, name: str) -> bool:
+    """Whether nearly all frames [T, H, W] have this background and no part of another."""
+    n, best = len(BACKGROUNDS), list(BACKGROUNDS).index(name)
+    named = (palette_class < 2 * n).sum((1, 2))
+    own = ((palette_class == best) | (palette_class == best + n)).sum((1, 2))
+    enough = np.maximum(named, MIN_BACKGROUND * palette_class[0].size)
+    return np.mean(own > MIN_UNIFORM * enough) >= MIN_PRESENT
+
+
 def _read_pattern(sign: np.ndarray) -> str | None:
     """Tells stripes from checks by how a shift of one cell turns the shades.
 
@@ -338,7 +352,7 @@ def _peak(values: np.ndarray) -> float:
 
 
 def _follow(mask: np.ndarray) -> _Track | None:
-    """The largest region of mask [F, H, W] in each frame; None unless it is there in most of them."""
+    """The largest region of mask [F, H, W] in each frame; None unless it is there in nearly all of them."""
     size = mask.shape[-1]
     frames, areas, centers, masks, regions = [], [], [], [], []
     for f in np.flatnonzero(mask.sum((1, 2)) >= MIN_AREA * size**2):
@@ -353,7 +367,7 @@ def _follow(mask: np.ndarray) -> _Track | None:
         centers.append(((columns.mean() + 0.5) / size, (rows.mean() + 0.5) / size))
         masks.append(parts == largest + 1)
         regions.append(int((pixels > max(0.3 * pixels[largest], MIN_AREA * size**2)).sum()))
-    if len(frames) < max(2, 0.6 * len(mask)):
+    if len(frames) < max(2, MIN_PRESENT * len(mask)):
         return None
     typical = int(np.median(regions))
     return _Track(np.array(frames), np.array(areas), np.array(centers), np.stack(masks), typical)
@@ -362,12 +376,12 @@ def _follow(mask: np.ndarray) -> _Track | None:
 def _read_object(color: str, track: _Track, times: np.ndarray, drift: np.ndarray) -> ObjectReading:
     inside = ~(track.masks[:, [0, -1]].any((1, 2)) | track.masks[:, :, [0, -1]].any((1, 2)))
     # an object cut by the frame's edge has another centre and area
-    use = np.flatnonzero(inside) if inside.sum() >= SHAPE_FRAMES else np.arange(len(track.frames))
+    use = np.flatnonzero(inside) if inside.sum() >= MIN_WHOLE_FRAMES else np.arange(len(track.frames))
     at = times[track.frames[use]]
     middle = (CLIP_FRAMES - 1) / 2
     log_slope, log_size = np.polyfit(at - middle, 0.5 * np.log(track.areas[use]), 1)
     velocity, _ = np.polyfit(at, track.centers[use], 1)
-    shape = _fit_shape(track.masks[use[np.linspace(0, len(use) - 1, SHAPE_FRAMES).astype(int)]])
+    shape = _fit_shape(track.masks[use])
     unit_area = _template(shape)[0] if shape else np.mean([_template(s)[0] for s in SHAPES])
     size = np.exp(log_size) / unit_area**0.5
     course = track.centers - np.outer(times[track.frames], drift)
@@ -403,7 +417,7 @@ def _nearest_word(value: float, words: dict[str, float], reach: float) -> str | 
 
 
 def _fit_shape(masks: np.ndarray) -> str | None:
-    """The shape whose template of equal area and centre overlaps masks [n, H, W] best, if it does so well."""
+    """The shape whose template of equal area and centre overlaps masks [n, H, W] best, mostly well."""
     overlaps = np.zeros((len(masks), len(SHAPES)))
     for (i, mask), (j, shape) in product(enumerate(masks), enumerate(SHAPES)):
         rows, columns = np.nonzero(mask)

@@ -74,6 +74,10 @@ def test_case_and_a_final_full_stop_do_not_matter():
         ("a small red circle grows on a white background today", "word 10 is 'today'.*the end"),
         ("a small red circle grows or shrinks", "word 6 is 'or'; allowed there: and, on"),
         ("", "word 1 is missing; allowed there: the, a"),
+        ("the camera pans up over a small red circle on a striped white background",
+         "a pan up over a striped background does not show; allowed: checked"),
+        ("the camera pans left over a small red circle on a white background",
+         "a plain background does not show; allowed: striped or checked"),
     ],
 )
 def test_a_caption_outside_the_grammar_is_refused_by_its_word(text, message):

@@ -87,6 +87,45 @@ def test_an_object_that_jumps_about_is_neither_still_nor_moving():
     assert wrong(score_clip(frames, still)) == {"motion"}
 
 
+def vanishes(frames: np.ndarray) -> np.ndarray:
+    frames[31:] = frames[0, 0, 0]
+    return frames
+
+
+def another_shape_for_a_while(frames: np.ndarray) -> np.ndarray:
+    square = clip(PLAIN.replace("circle", "square"))
+    frames[:41] = square[:41]
+    return frames
+
+
+def two_backgrounds(frames: np.ndarray) -> np.ndarray:
+    left = frames[:, :, :64]
+    left[(left == 246).all(axis=-1)] = (222, 204, 165)
+    return frames
+
+
+def flickers(frames: np.ndarray) -> np.ndarray:
+    dark = frames[::2]
+    dark[(dark == 246).all(axis=-1)] = (222, 204, 165)
+    return frames
+
+
+def black_between(frames: np.ndarray) -> np.ndarray:
+    frames[1::3] = 0
+    return frames
+
+
+@pytest.mark.parametrize(("fault", "costs"), [
+    (vanishes, {"count", "color", "shape", "size", "motion", "direction", "speed"}),
+    (another_shape_for_a_while, {"shape"}),
+    (two_backgrounds, {"background"}),
+    (flickers, {"background"}),
+    (black_between, {"background"}),
+])
+def test_a_fault_that_an_eye_would_see_costs_what_it_spoils(fault, costs):
+    assert wrong(score_clip(fault(clip(PLAIN)), PLAIN)) == costs
+
+
 def test_each_object_of_a_pair_is_held_against_its_own_words():
     assert score_clip(clip(PAIR), PAIR).mean == 1
     other = "a large blue square stays still and a small red circle moves left slowly on a black background"
