@@ -29,7 +29,6 @@ setup(
         "rich>=13",
         "matplotlib>=3.8",
         "scikit-image>=0.24",
-        "torchmetrics>=1.5",
         "ftfy>=6.2",
         "beautifulsoup4>=4.12",
     ],

@@ -1,5 +1,6 @@
 """What others rely on: import arrows, the import surface, the command line, the README's commands."""
 import ast
+import os
 import re
 import subprocess
 import sys
@@ -74,7 +75,7 @@ def test_optional_packages_are_not_imported_unless_chosen():
 
 def test_the_flags_are_those_that_users_know():
     done = subprocess.run([sys.executable, str(ROOT / "scripts/inference.py"), "--help"], capture_output=True,
-                          text=True, check=True, env={"COLUMNS": "200", "PYTHONPATH": str(ROOT)})
+                          text=True, check=True, env={**os.environ, "COLUMNS": "200"}, cwd=ROOT)
     assert set(re.findall(r"--([a-z][a-z-]+)", done.stdout)) == FLAGS
 
 
@@ -96,3 +97,16 @@ def test_every_file_that_the_readme_names_is_there():
     folders = "scripts|configs|adacache|opensora|tests|docs"
     named = set(re.findall(rf"\b(?:{folders})/[\w./-]+\.(?:py|sh|md|png)", text))
     assert named and not [name for name in named if not (ROOT / name).exists()]
+
+
+def test_the_readmes_example_runs(monkeypatch, capsys):
+    monkeypatch.chdir(ROOT)
+    (example,) = re.findall(r"```python\n(.+?)```", (ROOT / "README.md").read_text(), re.S)
+    exec(compile(example, "README.md", "exec"), {})
+    assert re.fullmatch(r"video 0  ##[#.]{26}##  \d+ of 30\n", capsys.readouterr().out)
+
+
+def test_no_number_is_left_to_be_filled_in():
+    card = ROOT / "opensora/assets/shapes/README.md"
+    pages = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), card]
+    assert not [page for page in pages if "@@" in page.read_text()]

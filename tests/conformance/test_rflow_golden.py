@@ -35,6 +35,9 @@ class Recorder(torch.nn.Module):
         super().__init__()
         self.model, self.z_in, self.t, self.x_mask = model, [], [], []
 
+    def prepare(self, *args):
+        return self.model.prepare(*args)
+
     def forward(self, x, timestep, y, mask=None, x_mask=None, fps=None, height=None, width=None):
         half = len(x) // 2
         self.z_in.append(x[:half].clone())

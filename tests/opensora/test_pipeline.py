@@ -135,6 +135,18 @@ def test_offload_gives_the_same_video(tiny):
     assert torch.equal(videos(settings(tiny, offload=True))[0], videos(settings(tiny))[0])
 
 
+def test_with_offload_each_model_leaves_the_device_before_the_next_comes(tiny, monkeypatch):
+    pipeline = Pipeline.load(settings(tiny, offload=True))
+    moves = []
+    for name in ("text_encoder", "model", "vae"):
+        part = getattr(pipeline, name)
+        # the device is told from "cpu", where a model goes back to, by its type
+        monkeypatch.setattr(part, "to", lambda place, name=name: moves.append((name, place == "cpu")))
+    pipeline.generate(plan_samples(pipeline.config))
+    assert moves == [(name, back) for name in ("text_encoder", "vae", "model", "vae")
+                     for back in (False, True)]
+
+
 @pytest.mark.parametrize("part, change, message", [
     ("vae", {"micro_frames": 17}, "vae: unknown key 'micro_frames'.*micro_frame_size"),
     ("text_encoder", {"max_length": 4}, "text_encoder: unknown key 'max_length'.*model_max_length"),

@@ -220,3 +220,44 @@ def test_a_step_that_was_interrupted_is_not_saved_half_done(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         run.run()
     assert torch.load(tmp_path / "checkpoint.pt", weights_only=True)["step"] == 5
+
+
+def test_the_average_of_weights_is_the_exponential_one_and_survives_a_resume(tmp_path):
+    def train(folder, steps):
+        torch.manual_seed(0)
+        module, seen = Line(), []
+        config = LoopConfig(steps=steps, lr=0.05, warmup=1, dtype="fp32", decay_fraction=0.0, ema_decay=0.9)
+        run = TrainingRun(module, module, lambda index: torch.randn(16, 1), config, folder)
+        averaged = run.run(lambda row: seen.append(row))
+        return module.linear.weight.item(), averaged.linear.weight.item()
+
+    weights = [train(tmp_path / str(steps), steps)[0] for steps in (1, 2, 3)]
+    _, average = train(tmp_path / "whole", 3)
+    # the first update copies; then 0.9 of the average and 0.1 of the weights
+    assert average == pytest.approx(0.9 * (0.9 * weights[0] + 0.1 * weights[1]) + 0.1 * weights[2])
+    train(tmp_path / "parts", 1)
+    assert train(tmp_path / "parts", 3)[1] == average
+
+
+def test_a_large_gradient_is_clipped(tmp_path):
+    """The first step of AdamW hides a gradient's length, so the gradient itself is looked at."""
+    module, config = Line(), LoopConfig(steps=1, lr=0.1, dtype="fp32", grad_clip=0.5)
+    run = TrainingRun(module, module, lambda index: torch.full((4, 1), 100.0), config, tmp_path)
+    lengths = []
+    run.optimizers[0].register_step_pre_hook(lambda *_: lengths.append(
+        torch.cat([p.grad.flatten() for p in module.parameters()]).norm().item()))
+    losses = run.train_step()
+    assert losses["grad_norm"] > 100 and lengths == pytest.approx([0.5])
+
+
+def test_bf16_is_where_the_products_are_and_weights_stay_fp32(tmp_path):
+    seen = []
+
+    class Watched(Line):
+        def forward(self, x):
+            seen.append(self.linear(x).dtype)
+            return super().forward(x)
+
+    module = Watched()
+    TrainingRun(module, module, lambda i: torch.randn(4, 1), LoopConfig(steps=1, lr=0.1), tmp_path).run()
+    assert seen == [torch.bfloat16] and module.linear.weight.dtype == torch.float32

@@ -7,9 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from skimage.metrics import peak_signal_noise_ratio
 
-from opensora.datasets.shapes import render, sample_scene
-from opensora.datasets.shapes_score import measure_clip, score_clip
+from opensora.datasets.shapes import parse_caption, place, render, sample_scene
+from opensora.datasets.shapes_score import score_clip
 from opensora.datasets.video_io import read_video
 from opensora.registry import MODELS, build_module
 from opensora.utils.weights import packaged_path
@@ -18,15 +19,16 @@ ROOT = Path(__file__).resolve().parents[2]
 ASSETS = Path(packaged_path("opensora/assets/shapes"))
 PROMPT = "a large red circle moves right quickly on a navy background"
 NAMES = ("sample", "sample_adacache")
+SAME_CLIP = 22  # dB
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
-    """Two samples of the README's script, without and with AdaCache, 12 steps each."""
+    """Two samples of the README's script, without and with AdaCache."""
     folder = tmp_path_factory.mktemp("samples")
     for name in NAMES:
         command = [sys.executable, "scripts/inference.py", f"configs/shapes/{name}.py", "--prompt", PROMPT,
-                   "--num-sampling-steps", "12", "--save-dir", str(folder), "--sample-name", name]
+                   "--save-dir", str(folder), "--sample-name", name]
         subprocess.run(command, cwd=ROOT, check=True, timeout=300)
     return folder
 
@@ -35,17 +37,23 @@ def folder(tmp_path_factory) -> Path:
 def test_the_clip_shows_what_the_prompt_says(folder, name):
     frames, fps = read_video(folder / f"{name}_0000.mp4")
     assert frames.shape == (51, 128, 128, 3) and fps == 24
-    reading = measure_clip(frames.numpy())
-    assert reading.background == "navy" and "red" in {seen.color for seen in reading.objects}
-    assert score_clip(frames.numpy(), PROMPT).mean >= 0.7  # of 10 attributes; full marks take 30 steps
+    score = score_clip(frames.numpy(), PROMPT)
+    assert {k for k, v in score.present().items() if v < 1} == set()
 
 
-def test_adacache_computes_fewer_steps_of_visibly_the_same_clip(folder):
+def test_adacache_computes_less_than_half_of_the_steps_of_visibly_the_same_clip(folder):
     plain, cached = (json.loads((folder / f"{name}_0000.json").read_text()) for name in NAMES)
     assert plain["uncached"] and not cached["uncached"]
-    assert len(cached["computed_steps"]) < len(plain["computed_steps"]) == 12
-    videos = [read_video(folder / f"{name}_0000.mp4")[0].numpy().astype(np.float64) for name in NAMES]
-    assert np.abs(videos[0] - videos[1]).mean() < 12  # of 255
+    assert len(plain["computed_steps"]) == 30 and 4 < len(cached["computed_steps"]) < 15
+    videos = [read_video(folder / f"{name}_0000.mp4")[0].numpy() for name in NAMES]
+    assert peak_signal_noise_ratio(*videos) > SAME_CLIP
+    assert cached["cache_bytes"] == 2 * 2 * 15 * 16 * 192 * 4  # two residuals of 2 rows of 15 x 16 tokens
+
+
+def test_the_same_circle_a_little_off_is_not_visibly_the_same():
+    """What the limit means: the circle of a rendered clip, five pixels off."""
+    clip = render(place(parse_caption(PROMPT), 0))
+    assert peak_signal_noise_ratio(clip, np.roll(clip, 5, axis=2)) < SAME_CLIP
 
 
 def test_the_autoencoder_keeps_a_clip_it_never_saw():

@@ -1,6 +1,7 @@
 """Bad input is one line that names key, value and what is allowed; exit status 2; nothing on disk."""
 import importlib
 import json
+import os
 import re
 import subprocess
 import sys
@@ -197,7 +198,8 @@ def test_a_shell_sees_the_same(tiny, tmp_path):
     """One run as a user starts it: the status, one line on stderr, none on stdout."""
     done = subprocess.run(
         [sys.executable, str(ROOT / "scripts/inference.py"), str(tiny / "sample.py"), "--loops", "2"],
-        capture_output=True, text=True, cwd=tmp_path, env={"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin"})
+        capture_output=True, text=True, cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "ignore"})
     assert (done.returncode, done.stdout) == (2, "")
     assert re.fullmatch(r"error: unknown argument '--loops'; allowed: --loop.*\n", done.stderr)
     assert list(tmp_path.iterdir()) == []
