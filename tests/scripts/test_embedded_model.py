@@ -17,7 +17,7 @@ from opensora.utils.weights import packaged_path
 
 ROOT = Path(__file__).resolve().parents[2]
 ASSETS = Path(packaged_path("opensora/assets/shapes"))
-PROMPT = "a large red circle moves right quickly on a navy background"
+PROMPT = "a large green square moves left quickly on a white background"
 NAMES = ("sample", "sample_adacache")
 SAME_CLIP = 22  # dB
 
