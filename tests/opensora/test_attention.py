@@ -68,8 +68,8 @@ def test_what_no_step_changes_is_computed_once_for_a_run():
     size = torch.tensor([32.0])
     sizes = {"height": size, "width": size, "num_frames": size - 15, "fps": size - 8}
     RFLOW(num_sampling_steps=3, cfg_scale=2.0).denoise(
-        model.eval(), torch.randn(1, 4, 5, 4, 4), torch.randn(2, 1, 4, 8), torch.tensor([[1, 1, 0, 0]]), "cpu",
-        sizes, None, 2.0)
+        model.eval(), torch.randn(1, 4, 5, 4, 4), torch.randn(2, 1, 4, 8), torch.tensor([[1, 1, 0, 0]]),
+        "cpu", sizes, None, 2.0)
     assert calls.pop("x_embedder") == 3
     assert set(calls.values()) == {1}
 
