@@ -19,7 +19,6 @@ they never overlap.
 Legend: T frames, H = W pixels. Positions and lengths are fractions of the frame, x to the right, y down;
 placement plans for frames 0 to 50.
 """
-
 from __future__ import annotations
 
 import zlib

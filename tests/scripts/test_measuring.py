@@ -9,6 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from opensora.datasets.shapes import held_out_prompts
 from opensora.datasets.video_io import read_image, read_video, save_sample
 
 SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
@@ -77,6 +78,21 @@ def test_two_runs_are_compared_by_file(script, tmp_path, capsys):
     record.write_text(record.read_text().replace("grey", "red"))
     with pytest.raises(ValueError, match="prompt of .* is 'red'; allowed: 'grey', the other's"):
         script("compare").compare(first, second)
+
+
+def test_adherence_is_held_against_rendered_clips_through_the_autoencoder(script, tmp_path, monkeypatch):
+    """Two steps show nothing of a prompt, the autoencoder all of it."""
+    config = str(SCRIPTS.parent / "configs/shapes/sample.py")
+    out, sheet = tmp_path / "adherence.json", tmp_path / "sheet.png"
+    monkeypatch.setattr(sys, "argv", ["adherence.py", config, "--prompts", "2", "--json", str(out), "--sheet",
+                                      str(sheet), "--cfg-options", "scheduler.num_sampling_steps=2"])
+    assert script("adherence").main() == 0
+    found = json.loads(out.read_text())
+    assert [video["prompt"] for video in found["videos"]] == held_out_prompts(2)
+    assert found["mean"] == pytest.approx(np.mean([video["mean"] for video in found["videos"]]))
+    assert found["ratio"] == pytest.approx(found["mean"] / found["bound"])
+    assert found["mean"] < 0.7 < 0.95 < found["bound"] <= 1
+    assert read_image(sheet).shape[1] == 2 * (6 * 128 + 8)
 
 
 def test_the_picture_of_a_schedule_is_a_picture(script, tmp_path):
