@@ -1,4 +1,7 @@
-"""The shipped transformer and text encoder, trained on with whole clips; latents as for train.py."""
+"""The shipped transformer and text encoder, trained on with whole clips.
+
+Latents by cache_latents.py, with --cfg-options vae.from_pretrained=opensora/assets/shapes/vae.
+"""
 _base_ = "train.py"
 model = dict(_delete_=True, type="STDiT3", from_pretrained="opensora/assets/shapes/transformer")
 text_encoder = dict(
