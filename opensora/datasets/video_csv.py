@@ -127,12 +127,15 @@ class VariableVideoTextDataset(VideoTextDataset):
 
     def __getitem__(self, index: str | tuple[int, int, int, int]) -> dict[str, Any]:
         first, *size = parse_index(index)
-        for row in range(first, first + len(self) - 1 if self.substitute else first):
+        if not self.substitute:
+            return self._item(first, *size)
+        *others, last = ((first + further) % len(self) for further in range(len(self)))
+        for row in others:
             try:
-                return self._item(row % len(self), *size)
+                return self._item(row, *size)
             except ValueError as error:
                 logger.warning("%s; the next file is taken", error)
-        return self._item((first - self.substitute) % len(self), *size)  # the last try
+        return self._item(last, *size)
 
 
 def parse_index(index: str | tuple[int, int, int, int]) -> tuple[int, int, int, int]:

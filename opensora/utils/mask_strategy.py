@@ -43,6 +43,13 @@ def parse_mask_strategy(mask_strategy: str | None) -> list[list[int | float]]:
     return [_parse_group(group, mask_strategy) for group in mask_strategy.split(";")]
 
 
+def check_start(name: str, start: int, frames: int, strategy: str | None) -> None:
+    """Raise ValueError where a start lies outside the clip or the reference, of `frames` latent frames."""
+    if not -frames <= start < frames:
+        raise ValueError(f"mask_strategy={strategy!r} has {name}={start}; "
+                         f"allowed: {-frames} to {frames - 1} latent frames")
+
+
 def find_nearest_point(value: int, point: int, max_value: int) -> int:
     """Multiple of `point` nearest to `value`; up only where a whole `point` still fits below max_value."""
     group = value // point
@@ -153,7 +160,6 @@ def _resolve(
 
 
 def _start(name: str, start: int, frames: int, align: int | None, strategy: str | None) -> int:
-    if not -frames <= start < frames:
-        raise ValueError(f"mask_strategy={strategy!r} has {name}={start}; allowed: {-frames} to {frames - 1}")
+    check_start(name, start, frames, strategy)
     start %= frames
     return find_nearest_point(start, align, frames) if align else start

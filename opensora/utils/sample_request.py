@@ -9,7 +9,7 @@ from pathlib import Path
 from opensora.datasets.references import read_references
 from opensora.datasets.video_io import IMAGE_EXTENSIONS, VIDEO_EXTENSIONS
 from opensora.utils.inference_config import InferenceConfig
-from opensora.utils.mask_strategy import parse_mask_strategy
+from opensora.utils.mask_strategy import check_start, parse_mask_strategy
 from opensora.utils.prompts import (
     append_score_to_prompts,
     extract_json_from_prompts,
@@ -88,7 +88,7 @@ def check_references(requests: list[SampleRequest], config: InferenceConfig) -> 
             lengths[path] = [config.latent_frames(x.shape[1]) for x in read_references(path, (16, 16))]
         for _, index, ref_start, *_ in parse_mask_strategy(request.mask_strategy):
             if index < len(lengths[path]):  # later ones are clips made on the way
-                _check_start(request, "ref_start", ref_start, lengths[path][index])
+                check_start("ref_start", ref_start, lengths[path][index], request.mask_strategy)
 
 
 def _prompts(config: InferenceConfig) -> tuple[list[str], int]:
@@ -160,15 +160,10 @@ def _check_conditions(request: SampleRequest, config: InferenceConfig) -> None:
         if loop >= config.loop:
             raise ValueError(f"mask_strategy={request.mask_strategy!r} speaks of clip {loop}; "
                              f"allowed: 0 to {config.loop - 1} (loop={config.loop})")
-        _check_start(request, "target_start", target_start, config.latent_frames(config.clip_frames))
+        clip = config.latent_frames(config.clip_frames)
+        check_start("target_start", target_start, clip, request.mask_strategy)
         known = references + loop  # each clip is a reference of the later ones
         if not -known <= index < known:
             allowed = f"0 to {known - 1}" if known else "none, as there is no reference_path"
             raise ValueError(f"mask_strategy={request.mask_strategy!r} asks for reference {index}; "
                              f"allowed: {allowed}")
-
-
-def _check_start(request: SampleRequest, name: str, start: int, frames: int) -> None:
-    if not -frames <= start < frames:
-        raise ValueError(f"mask_strategy={request.mask_strategy!r} has {name}={start}; "
-                         f"allowed: {-frames} to {frames - 1} latent frames")
