@@ -6,10 +6,10 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from adacache.config import AdaCacheConfig, is_whole
-from adacache.residual import ResidualCache
+from adacache.residual import ResidualCache, StackCache
 from adacache.session import Session
 
 STACK = ""  # the model's own path: the slot of the whole stack of blocks
@@ -35,7 +35,7 @@ def adaptive_cache(model: nn.Module, config: AdaCacheConfig, num_steps: int) -> 
 
     def begin(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         given = {**signature.bind(*args, **kwargs).arguments, **kwargs} if names else {}
-        session.begin_step({name: given.get(name) for name in names})
+        session.begin_step(batch_rows(args, kwargs), {name: given.get(name) for name in names})
 
     def end(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         session.end_step()
@@ -66,9 +66,20 @@ def check_num_steps(config: AdaCacheConfig, num_steps: int) -> None:
         raise ValueError(f"num_steps={num_steps}; allowed: {config.schedule.num_steps}, as of the schedule")
 
 
+def batch_rows(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> int:
+    """Rows of the batch: those of the first tensor that the model is called with."""
+    tensors = (v for v in (*args, *kwargs.values()) if isinstance(v, Tensor) and v.ndim > 0)
+    if (first := next(tensors, None)) is None:
+        raise ValueError("the model is called without a tensor; allowed: a batch as its first one")
+    return len(first)
+
+
 def make_caches(config: AdaCacheConfig, slots: Mapping[str, nn.Module],
                 session: Session) -> dict[str, ResidualCache]:
-    """What goes into which slot: caches that store, and those that only probe."""
+    """What goes into which slot: caches that store, those that only probe, and the stack's own.
+
+    The stack's own is last, and needed where it stores or where videos go different ways.
+    """
     blocks = {path: module for path, module in slots.items() if path != STACK}
     if config.granularity == "stack" and STACK not in slots:
         raise ValueError("granularity='stack', but the model itself has no slot; allowed: granularity="
@@ -76,10 +87,16 @@ def make_caches(config: AdaCacheConfig, slots: Mapping[str, nn.Module],
     if config.granularity == "block" and not blocks:
         raise ValueError("granularity='block', but no block has a slot; allowed: granularity='stack', or "
                          "blocks with an attribute `residual_cache` (see adacache.residual)")
-    stores = [STACK] if config.granularity == "stack" else blocks
+    if config.decide != "batch" and STACK not in slots:
+        raise ValueError(f"decide={config.decide!r}, but the model itself has no slot; allowed: decide='batch', "
+                         "or a model with an attribute `residual_cache` (see adacache.residual)")
+    by_block = config.granularity == "block"
     probed = {} if config.schedule is not None else probed_residuals(config.probes, blocks)
-    return {path: ResidualCache(path, path in stores, probed.get(path, ()), session.measure)
-            for path in slots if path in stores or path in probed}
+    caches = {path: ResidualCache(path, by_block, probed.get(path, ()), session.measure)
+              for path in blocks if by_block or path in probed}
+    if STACK in slots:
+        caches[STACK] = StackCache(STACK, not by_block, tuple(caches.values()))
+    return caches
 
 
 def probed_residuals(probes: tuple[str, ...], blocks: Mapping[str, nn.Module]) -> dict[str, list[str]]:

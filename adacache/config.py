@@ -76,7 +76,10 @@ class AdaCacheConfig:
     moreg: None leaves motion out.
     granularity: "stack" keeps one residual, the sum over all blocks; "block" keeps those of every block, as
     published.
-    decide: "batch", one schedule for all rows.
+    decide: "video", a schedule for each video, whatever else is in the batch; "row", one for each row of the
+    batch; "batch", one for all, as published.
+    rows_per_video: with "video"; 2: conditional and unconditional rows in one call, all of the first kind
+    before those of the second, as samplers with classifier-free guidance make it.  1: without guidance.
     recompute_on: arguments of the model's forward, such as Open-Sora's frame mask.  Where one is not what it
     was when the residuals were stored, the step is computed.
     schedule: computed steps known beforehand; what concerns decisions (codebook, probes, metric, moreg,
@@ -89,7 +92,8 @@ class AdaCacheConfig:
     metric: str = "l1"
     moreg: MoRegConfig | None = None
     granularity: str = "stack"
-    decide: str = "batch"
+    decide: str = "video"
+    rows_per_video: int = 2
     recompute_on: tuple[str, ...] = ("x_mask",)
     schedule: FixedSchedule | None = None
     num_steps: int | None = None
@@ -101,7 +105,7 @@ class AdaCacheConfig:
             object.__setattr__(self, "codebook", Codebook(self.codebook))
         one_of("metric", self.metric, METRICS)
         one_of("granularity", self.granularity, ("stack", "block"))
-        one_of("decide", self.decide, ("batch",))
+        one_of("decide", self.decide, ("video", "row", "batch"))
         none_or("moreg", self.moreg, MoRegConfig)
         none_or("schedule", self.schedule, FixedSchedule)
         as_tuple(self, "probes")
@@ -110,6 +114,8 @@ class AdaCacheConfig:
         as_tuple(self, "recompute_on")
         if not all(isinstance(name, str) for name in self.recompute_on):
             raise ValueError(f"recompute_on={self.recompute_on}; allowed: names of arguments of forward")
+        if not is_whole(self.rows_per_video, 1):
+            raise ValueError(f"rows_per_video={self.rows_per_video!r}; allowed: whole numbers from 1")
         if self.num_steps is not None and not is_whole(self.num_steps, 1):
             raise ValueError(f"num_steps={self.num_steps!r}; allowed: whole numbers from 1, or None")
 

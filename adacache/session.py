@@ -1,15 +1,16 @@
 """One sampling run: the clock, the decisions, and all state there is.  Made by `adaptive_cache`.
 
-A step goes: `begin_step` (compute or reuse?), the model's forward, in which probed blocks call `measure`, and
-`end_step`, where the decision falls.  Steps count from 0 to K-1.
+A step goes: `begin_step` (who computes, who reuses?), the model's forward, in which probed blocks call
+`measure`, and `end_step`, where the decisions fall.  Steps count from 0 to K-1.
 
-Legend: B rows (two for each video, with guidance), T frames, S patches per frame, C channels.
+Legend: B rows (with guidance two for each video: v and n+v of n videos), T frames, S patches per frame,
+C channels.
 """
 from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -18,7 +19,7 @@ from torch import Tensor
 from adacache.config import AdaCacheConfig
 from adacache.metric import residual_distance
 from adacache.moreg import motion_factor, motion_gradient, motion_score, regularized_distance
-from adacache.residual import ResidualCache
+from adacache.residual import ResidualCache, StackCache
 from adacache.schedule import AdaptiveSchedule, FixedSchedule
 from adacache.trace import Decision, Trace, VideoTrace
 
@@ -26,13 +27,20 @@ logger = logging.getLogger(__name__)
 
 
 class Group:
-    """Rows of the batch that share one schedule, and what is remembered of them between computed steps."""
+    """Rows of the batch that share one schedule, and what is remembered of them between computed steps.
+
+    rows: every n-th of the batch, from the group's own number on, where there are n groups.
+    """
 
     def __init__(self, rows: slice, schedule: AdaptiveSchedule | FixedSchedule) -> None:
         self.rows = rows
         self.schedule = schedule
-        self.motion = 1.0  # m of the last decision
-        self.distances: list[Tensor] = []  # of the running step, one for each probe: [], on the device
+        self.due = False        # in the running step
+        self.unplanned = False  # due only because watched arguments changed
+        self.motion = 1.0       # m of the last decision
+        self.distances: list[Tensor] = []        # of the running step, one for each probe: [], on the device
+        self.motion_now: Tensor | None = None    # m of the running step's deepest probe: [], on the device
+        self.stored_under: dict[str, Any] = {}   # watched arguments of its last computed step
         self.record = VideoTrace()
 
 
@@ -45,80 +53,108 @@ class Session:
         self.step = 0
         self.cache_bytes = 0
         self.caches: list[ResidualCache] = []  # those in the model's slots
-        schedule = config.schedule or AdaptiveSchedule(config.codebook_for(num_steps), num_steps)
-        self.groups = [Group(slice(None), schedule)]
-        self.trace = Trace(num_steps, [group.record for group in self.groups])
+        self.rows = 0                          # of the batch, known once the model is called
+        self.groups: list[Group] = []
+        self.trace = Trace(num_steps, [])
         self._running = False  # between begin_step and end_step
-        self._computing = False
-        self._unplanned = False  # computed only because watched arguments changed
-        self._stored_under: dict[str, Any] = {}  # watched arguments of the last computed step
-        self._last_probed: tuple[Tensor, int] | None = None  # the deepest probe's residual, and S
 
-    def begin_step(self, watched: Mapping[str, Any]) -> None:
-        """Compute or reuse?  watched: those arguments of this call that `recompute_on` names."""
+    def begin_step(self, rows: int, watched: Mapping[str, Any]) -> None:
+        """Who computes, who reuses?  rows: of the batch.  watched: those arguments of this call that
+        `recompute_on` names."""
         if self.step == self.num_steps:
             raise RuntimeError(f"num_steps={self.num_steps}, but the model is called once more; allowed: one "
                                "call for each step, conditional and unconditional rows together")
         if self._running:
             raise RuntimeError(f"step {self.step} began and never ended; allowed: a new `with`")
+        if not self.groups:
+            self.start(rows)
+        if rows != self.rows:
+            raise RuntimeError(f"a batch of {rows} rows after one of {self.rows}; allowed: one batch and size "
+                               "during a run")
         self._running = True
-        due = any(group.schedule.computes(self.step) for group in self.groups)
-        self._unplanned = not due and self._changed(watched)
-        self._computing = due or self._unplanned
-        for cache in self.caches:
-            cache.reuse = not self._computing
-        if self._computing:
-            self._stored_under = {k: v.clone() if isinstance(v, Tensor) else v for k, v in watched.items()}
-            for cache in self.caches:
-                cache.forget_stored()
+        changed = self._changed(watched)
+        for group, is_changed in zip(self.groups, changed, strict=True):
+            planned = group.schedule.computes(self.step)
+            group.unplanned = is_changed and not planned
+            group.due = planned or is_changed
+            if group.due:
+                group.stored_under = {name: own_copy(value, group, rows) for name, value in watched.items()}
+        self._prepare_caches()
 
-    def _changed(self, watched: Mapping[str, Any]) -> bool:
-        """Whether the stored residuals belong to other arguments.
+    def start(self, rows: int) -> None:
+        """At the first call, when the batch is known."""
+        self.rows = rows
+        self.groups = make_groups(self.config, rows, self.num_steps)
+        self.trace.videos += [group.record for group in self.groups]
+
+    def _changed(self, watched: Mapping[str, Any]) -> list[bool]:
+        """For each group, whether its stored residuals belong to other arguments.
 
         For tensors a device sync, the only one of a reused step: what to launch next depends on it.
         """
-        return not all(same(value, self._stored_under[name]) for name, value in watched.items())
+        if not watched or self.step == 0:
+            return [False] * len(self.groups)
+        answers = [[differs(own(value, group, self.rows), group.stored_under[name])
+                    for name, value in watched.items()] for group in self.groups]
+        return [any(bool(answer) for answer in of_group) for of_group in answers]
+
+    def _prepare_caches(self) -> None:
+        """Tell every cache which rows are due."""
+        due = [row for group in self.groups if group.due for row in range(self.rows)[group.rows]]
+        for cache in self.caches:
+            cache.reuse, cache.rows = not due, None
+            if isinstance(cache, StackCache):
+                cache.due, cache.waiting = sorted(due), sorted(set(range(self.rows)) - set(due))
+            if len(due) == self.rows:
+                cache.forget_stored()
+
+    @property
+    def due(self) -> list[Group]:
+        return [group for group in self.groups if group.due]
 
     def measure(self, new: Tensor, cached: Tensor, S: int) -> None:
-        """Called for each probe, in depth order.  new, cached: [B, (T S), C].  Waits for nothing."""
-        for group in self.groups:
-            distance = residual_distance(new[group.rows], cached[group.rows], self.config.metric)
-            group.distances.append(distance)
-        self._last_probed = new, S
+        """Called for each probe, in depth order.  new: the due rows, [b, (T S), C]; cached: all, [B, (T S), C].
+
+        Waits for nothing.
+        """
+        due = self.due
+        for i, group in enumerate(due):
+            own_rows = new[i :: len(due)]
+            group.distances.append(residual_distance(own_rows, cached[group.rows], self.config.metric))
+            group.motion_now = self._motion(own_rows, S)
+
+    def _motion(self, residual: Tensor, S: int) -> Tensor:
+        """m of one group; 1 without MoReg and outside its window.  Returns: [], fp32."""
+        moreg = self.config.moreg
+        if moreg is None or not moreg.applies_to(self.step, self.num_steps):
+            return torch.ones((), device=residual.device)
+        return motion_factor(motion_score(residual, S, moreg.strides), moreg.scale, moreg.power)
 
     def end_step(self) -> None:
-        if self._computing:
+        if due := self.due:
             check_saved(self.caches)
-            for group in self.groups:
+            for group in due:
                 group.record.computed_steps.append(self.step)
-            if self._last_probed is not None:  # not at step 0, and never under a fixed schedule
-                self._decide()
+            self._decide([group for group in due if group.distances])
             self.cache_bytes = max(self.cache_bytes, held_bytes(self.caches))
         self._running = False
         self.step += 1
 
-    def _decide(self) -> None:
-        """The decision of a computed step, for all groups at once."""
-        found = [torch.stack([*group.distances, self._motion(group)]) for group in self.groups]
-        numbers = torch.stack(found).tolist()  # the device sync of a computed step
-        for group, (*distances, motion) in zip(self.groups, numbers, strict=True):
+    def _decide(self, groups: Sequence[Group]) -> None:
+        """The decisions of a computed step: none at step 0, and never any under a fixed schedule."""
+        if not groups:
+            return
+        found = [torch.stack([*group.distances, group.motion_now]) for group in groups]
+        numbers = torch.stack(found).tolist()  # the device sync of a computed step, for all groups at once
+        for group, (*distances, motion) in zip(groups, numbers, strict=True):
             self._plan(group, sum(distances) / len(distances), motion)
             group.distances = []
-        self._last_probed = None
-
-    def _motion(self, group: Group) -> Tensor:
-        """m, of the deepest probe's residual; 1 without MoReg and outside its window.  Returns: [], fp32."""
-        residual, S = self._last_probed
-        moreg = self.config.moreg
-        if moreg is None or not moreg.applies_to(self.step, self.num_steps):
-            return torch.ones((), device=residual.device)
-        return motion_factor(motion_score(residual[group.rows], S, moreg.strides), moreg.scale, moreg.power)
 
     def _plan(self, group: Group, change: float, motion: float) -> None:
         """change: relative, since the last computed step, mean over the probes.  motion: m."""
         moreg, schedule = self.config.moreg, group.schedule
         # as published, the planned rate, even where the run's last steps come before they are due
-        steps = self.step - group.record.computed_steps[-2] if self._unplanned else schedule.rate
+        steps = self.step - group.record.computed_steps[-2] if group.unplanned else schedule.rate
         distance = change / steps
         gradient = motion_gradient(motion, group.motion, steps, moreg.gradient) if moreg else 0.0
         regularized = regularized_distance(distance, motion, gradient)
@@ -134,31 +170,59 @@ class Session:
         if self.step != self.num_steps:
             raise RuntimeError(f"num_steps={self.num_steps}, but the model was called {self.step} times; "
                                "allowed: the sampler's number of steps")
-        for group in self.groups:
+        for index, group in enumerate(self.groups):
             if len(group.record.computed_steps) == self.num_steps:
-                logger.warning("nothing was reused: %s", why_nothing(group.record.decisions, self.num_steps))
+                which = f" for video {index}" if len(self.groups) > 1 else ""
+                logger.warning("nothing was reused%s: %s", which,
+                               why_nothing(group.record.decisions, self.num_steps))
 
     def release(self) -> None:
         """Free every tensor; the trace stays."""
         for cache in self.caches:
             cache.clear()
         for group in self.groups:
-            group.distances = []
-        self._stored_under, self._last_probed = {}, None
+            group.distances, group.motion_now, group.stored_under = [], None, {}
+
+
+def make_groups(config: AdaCacheConfig, rows: int, num_steps: int) -> list[Group]:
+    """One for each video of a batch of `rows` rows, for each row, or for all, as `decide` has it.
+
+    Raises ValueError for a batch or a schedule that does not divide so.
+    """
+    count = {"batch": 1, "row": rows, "video": rows // config.rows_per_video}[config.decide]
+    if config.decide == "video" and (rows % config.rows_per_video or not count):
+        raise ValueError(f"rows_per_video={config.rows_per_video}, but the model is called with a batch of "
+                         f"{rows}; allowed: a number that divides it, or decide='batch'")
+    schedules = [config.schedule or AdaptiveSchedule(config.codebook_for(num_steps), num_steps)
+                 for _ in range(count)]
+    return [Group(slice(i, None, count), schedule) for i, schedule in enumerate(schedules)]
+
+
+def own(value: Any, group: Group, rows: int) -> Any:
+    """A group's part of an argument: of a tensor with the batch's rows its own, anything else whole."""
+    has_rows = isinstance(value, Tensor) and value.ndim > 0 and len(value) == rows
+    return value[group.rows] if has_rows else value
+
+
+def own_copy(value: Any, group: Group, rows: int) -> Any:
+    part = own(value, group, rows)
+    return part.clone() if isinstance(part, Tensor) else part
+
+
+def differs(value: Any, stored: Any) -> bool:
+    """Tensors, numbers, texts and tuples by value, anything else by identity."""
+    if isinstance(value, Tensor) and isinstance(stored, Tensor):
+        return value.shape != stored.shape or not torch.equal(value, stored)
+    plain = isinstance(value, bool | int | float | str | tuple)
+    return value is not stored and not (plain and value == stored)
 
 
 def check_saved(caches: Iterable[ResidualCache]) -> None:
     """After a computed step.  Raises RuntimeError for a module with a slot that forgot to save."""
-    if empty := [cache.path or "the model itself" for cache in caches if not cache.residuals]:
-        raise RuntimeError(f"{empty[0]} has a slot, but its forward saved no residual; allowed: a call of "
-                           "residual_cache.save at every computed step (see adacache.residual)")
-
-
-def same(value: Any, stored: Any) -> bool:
-    """Tensors, numbers, texts and tuples by value, anything else by identity."""
-    if isinstance(value, Tensor) and isinstance(stored, Tensor):
-        return value.shape == stored.shape and torch.equal(value, stored)
-    return value is stored or (isinstance(value, bool | int | float | str | tuple) and value == stored)
+    empty = [cache for cache in caches if (cache.stores or cache.probed) and not cache.residuals]
+    if empty:
+        raise RuntimeError(f"{empty[0].path or 'the model itself'} has a slot, but its forward saved no "
+                           "residual; allowed: what adacache.residual asks for")
 
 
 def held_bytes(caches: Iterable[ResidualCache]) -> int:

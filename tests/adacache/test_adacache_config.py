@@ -40,7 +40,8 @@ def test_an_unknown_key_is_named_with_near_ones(values, said):
     ({"codebook": []}, "empty"),
     ({"metric": "l3"}, "metric='l3'; allowed: l1, l2, cosine"),
     ({"granularity": "layer"}, "granularity='layer'; allowed: stack, block"),
-    ({"decide": "video"}, "decide='video'; allowed: batch"),
+    ({"decide": "frame"}, "decide='frame'; allowed: video, row, batch"),
+    ({"rows_per_video": 0}, "rows_per_video=0; allowed: whole numbers from 1"),
     ({"probes": "temporal_blocks.13.attn"}, "probes='temporal_blocks.13.attn'; allowed: a list"),
     ({"probes": []}, "probes="),
     ({"recompute_on": "x_mask"}, "recompute_on='x_mask'; allowed: a list"),
@@ -69,7 +70,7 @@ def test_published_settings_become_ours():
         num_sampling_steps=100)
     assert config == AdaCacheConfig(
         codebook=Codebook(FAST_100), probes=("temporal_blocks.13.attn",), moreg=MoRegConfig(window=(10, 90)),
-        granularity="block", recompute_on=(), num_steps=100)
+        granularity="block", decide="batch", recompute_on=(), num_steps=100)
 
 
 def test_published_settings_as_a_mapping_and_their_defaults():

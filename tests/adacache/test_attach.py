@@ -211,10 +211,12 @@ def test_a_module_that_forgets_to_save_is_named(granularity, monkeypatch):
 
 def test_another_batch_in_the_middle_of_a_run_is_an_error():
     model = toy()
-    with pytest.raises(RuntimeError, match=r"\[2, 6, 8\].*\[1, 6, 8\]; allowed: one batch and size"), \
-            adaptive_cache(model, config(schedule=FixedSchedule((0,), 2)), 2):
-        model(noise(), torch.ones(2))
-        model(noise(rows=1), torch.ones(1))
+    for other, said in ((noise(rows=4), "a batch of 4 rows after one of 2"),
+                        (noise(tokens=4), r"\[2, 6, 8\].*\[2, 4, 8\]")):
+        with pytest.raises(RuntimeError, match=f"{said}; allowed: one batch and size"), \
+                adaptive_cache(model, config(schedule=FixedSchedule((0,), 2)), 2):
+            model(noise(), torch.ones(2))
+            model(other, torch.ones(len(other)))
 
 
 def test_no_graph_is_kept_alive_where_gradients_are_on():
@@ -375,6 +377,9 @@ def test_a_model_without_the_slot_that_is_needed_says_what_to_do():
 
 def test_blocks_alone_can_be_cached_by_block():
     model = toy(own_slot=False)
-    with adaptive_cache(model, config(granularity="block"), STEPS) as session:
+    with adaptive_cache(model, config(granularity="block", decide="batch"), STEPS) as session:
         sample(model, STEPS)
     assert session.trace[0].computed_steps == EVERY_THIRD
+    with pytest.raises(ValueError, match="decide='video', but the model itself has no slot; allowed: decide="), \
+            adaptive_cache(model, config(granularity="block"), STEPS):
+        pass

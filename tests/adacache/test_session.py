@@ -7,6 +7,7 @@ from toy_dit import ScriptedDiT, play
 
 from adacache import AdaCacheConfig, MoRegConfig, adaptive_cache
 
+BY_BLOCK = {"probes": ["blocks.0.attn"], "granularity": "block", "decide": "batch"}
 TWO_LEVELS = [(0.15, 2), (0.5, 1)]
 
 
@@ -16,8 +17,7 @@ def growing(factor: float, steps: int, frame: tuple[float, ...] = (1.0, 1.0)) ->
 
 
 def run(model: ScriptedDiT, num_steps: int, **settings):
-    config = AdaCacheConfig(**{"codebook": TWO_LEVELS, "probes": ["blocks.0.attn"], "granularity": "block",
-                               **settings})
+    config = AdaCacheConfig(**{**BY_BLOCK, "codebook": TWO_LEVELS, **settings})
     with adaptive_cache(model, config, num_steps) as session:
         play(model, num_steps)
     return session.trace[0]
@@ -130,7 +130,7 @@ def play_masked(model: Masked, masks: list[int]) -> None:
 
 
 def test_a_step_computed_before_it_was_due_counts_the_steps_it_really_came_after():
-    settings = dict(codebook=[(0.15, 6), (9.0, 1)], probes=["blocks.0.attn"], granularity="block")
+    settings = {**BY_BLOCK, "codebook": [(0.15, 6), (9.0, 1)]}
     model = Masked(growing(1.1, 12))
     with adaptive_cache(model, AdaCacheConfig(**settings), 12) as session:
         play_masked(model, [0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1, 1])
@@ -142,8 +142,7 @@ def test_a_step_computed_before_it_was_due_counts_the_steps_it_really_came_after
 
 def test_a_run_whose_conditions_always_change_says_so(caplog):
     model = Masked(growing(1.0, 8))
-    with adaptive_cache(model, AdaCacheConfig(codebook=[(0.1, 3)], probes=["blocks.0.attn"],
-                                              granularity="block"), 8):
+    with adaptive_cache(model, AdaCacheConfig(**BY_BLOCK, codebook=[(0.1, 3)]), 8):
         play_masked(model, list(range(8)))
     assert "what `recompute_on` names changed at each of them" in caplog.text
 

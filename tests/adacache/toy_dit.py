@@ -32,21 +32,20 @@ class ToyDiT(nn.Module):
     def __init__(self, width: int = 8, depth: int = 3, S: int = 2, own_slot: bool = True) -> None:
         super().__init__()
         self.blocks = nn.ModuleList(ToyBlock(width) for _ in range(depth))
-        self.S, self.runs_of_blocks = S, 0
+        self.S, self.runs_of_blocks, self.rows_run = S, 0, 0
         if own_slot:
             self.residual_cache = None
 
     def forward(self, x: Tensor, t: Tensor, x_mask: Tensor | None = None) -> Tensor:
+        def blocks(x: Tensor, rows: list[int] | None = None) -> Tensor:
+            self.runs_of_blocks += 1
+            self.rows_run += len(x)
+            for block in self.blocks:
+                x = block(x, t if rows is None else t[rows], self.S)
+            return x
+
         cache = getattr(self, "residual_cache", None)
-        if cache is not None and cache.reuse:
-            return cache.add_to(x)
-        start = x
-        self.runs_of_blocks += 1
-        for block in self.blocks:
-            x = block(x, t, self.S)
-        if cache is not None:
-            cache.save(self.S, stack=x - start)
-        return x
+        return blocks(x) if cache is None else cache.run(x, self.S, blocks)
 
 
 class ScriptedBlock(nn.Module):

@@ -1,6 +1,7 @@
 """The cache takes the decisions that the published one took, on the same weights and inputs."""
 import json
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -41,7 +42,7 @@ def published(run: str, **changes) -> AdaCacheConfig:
 
 def as_stack(config: AdaCacheConfig) -> AdaCacheConfig:
     """The same decisions with one stored tensor."""
-    return AdaCacheConfig(codebook=config.codebook, probes=config.probes, moreg=config.moreg, recompute_on=())
+    return replace(config, granularity="stack")
 
 
 def sample(run: str, recorder: Recorder, config: AdaCacheConfig | None, steps: int | None = None):
@@ -164,14 +165,15 @@ FP32_UNITS = [name for name, chain in UNITS.items() if "32" in chain["dtype"] an
 def decisions_of_unit(name: str, steps_in_run: int = 1000) -> list:
     """A chain's tensors through a Session, with the recorded rates in force."""
     chain = UNITS[name]
-    config = AdaCacheConfig(codebook=chain["codebook"], moreg=unit_moreg(chain["settings"]))
-    session = Session(config, steps_in_run)
+    config = AdaCacheConfig(codebook=chain["codebook"], moreg=unit_moreg(chain["settings"]), decide="batch")
+    session, rows = Session(config, steps_in_run), len(UNIT_DATA[f"{name}.0.res"])
+    session.start(rows)
     group = session.groups[0]
     count = len(chain["fwd_ids"])
     for together in [range(count)] if chain["same_step"] else [[i] for i in range(count)]:
         session.step = chain["fwd_ids"][together[0]] - 1
         group.schedule.rate, group.schedule.next_step = chain["prev_rates"][together[0]], 0
-        session.begin_step({})
+        session.begin_step(rows, {})
         for i in together:
             session.measure(UNIT_DATA[f"{name}.{i}.res"], UNIT_DATA[f"{name}.{i}.cache"], chain["S"])
         session.end_step()

@@ -119,6 +119,16 @@ class PackedCaptions:
 CaptionKV = list[tuple[list[int], Tensor, Tensor]]
 
 
+def captions_of(captions: CaptionKV, rows: list[int]) -> CaptionKV:
+    """Keys and values of those rows of the batch, which become rows 0, 1, ... of a smaller one."""
+    chosen = []
+    for members, k, v in captions:
+        if kept := [(i, members.index(row)) for i, row in enumerate(rows) if row in members]:
+            new, old = (list(indices) for indices in zip(*kept, strict=True))
+            chosen.append((new, k[old], v[old]))
+    return chosen
+
+
 class CrossAttention(nn.Module):
     """Attention from tokens [B, N, C] to each row's own caption.
 

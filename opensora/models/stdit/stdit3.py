@@ -8,7 +8,7 @@ C width, F modulated frames (1, or T under a frame mask), L caption tokens.
 from __future__ import annotations
 
 import difflib
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 
 import torch
 from einops import rearrange
@@ -22,6 +22,7 @@ from opensora.models.layers.attention import (
     CaptionKV,
     CrossAttention,
     PackedCaptions,
+    captions_of,
     check_backend,
 )
 from opensora.models.layers.embedders import (
@@ -93,6 +94,11 @@ class Conditions:
     positions: Tensor                   # [1, S, C]
     rope: tuple[Tensor, Tensor]         # cos, sin: [T, D]
     captions: list[tuple[CaptionKV, CaptionKV]]  # per depth: of the spatial and the temporal block
+
+    def of(self, rows: list[int]) -> Conditions:
+        """Those of some rows of the batch, in that order."""
+        return replace(self, captions=[(captions_of(spatial, rows), captions_of(temporal, rows))
+                                       for spatial, temporal in self.captions])
 
 
 class STDiT3Block(nn.Module):
@@ -274,10 +280,14 @@ class STDiT3(nn.Module):
 
     def run_blocks(self, x: Tensor, t: Tensor, conditions: Conditions, T: int, S: int) -> Tensor:
         """x: [B, (T S), C] through all blocks, spatial and temporal in turn.  t: [B, F, C]."""
+        def blocks(x: Tensor, rows: list[int] | None = None) -> Tensor:
+            own = conditions if rows is None else conditions.of(rows)
+            return self.compute_blocks(x, t if rows is None else t[rows], own, T, S)
+
         cache = self.residual_cache
-        if cache is not None and cache.reuse:
-            return cache.add_to(x)
-        start = x if cache is not None else None
+        return blocks(x) if cache is None else cache.run(x, S, blocks)
+
+    def compute_blocks(self, x: Tensor, t: Tensor, conditions: Conditions, T: int, S: int) -> Tensor:
         t = self.t_block(t).unflatten(-1, (6, -1))  # [B, F, 6, C]
         recompute = self.training and self.config.grad_checkpoint
         for spatial, temporal, (caption_s, caption_t) in zip(
@@ -288,8 +298,6 @@ class STDiT3(nn.Module):
                     x = checkpoint(block, x, t, caption, conditions.rope, T, S, use_reentrant=False)
                 else:
                     x = block(x, t, caption, conditions.rope, T, S)
-        if cache is not None:
-            cache.save(S, stack=x - start)
         return x
 
     def patch_grid(self, latent_size: tuple[int, int, int]) -> tuple[int, int, int]:

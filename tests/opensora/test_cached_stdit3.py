@@ -1,0 +1,55 @@
+"""The cache in STDiT3 itself: several prompts in one batch, each on its own schedule."""
+import pytest
+import torch
+
+from adacache import AdaCacheConfig, adaptive_cache
+from opensora.models.stdit.stdit3 import STDiT3, STDiT3Config
+from opensora.schedulers.rf import RFLOW
+
+STEPS = 12
+LENGTHS = (5, 3, 8)
+# very different amplitudes of noise and caption, so that videos differ
+AMPLITUDES = torch.tensor([0.2, 1.0, 3.0])
+SIZES = {"fps": 24.0, "height": 48.0, "width": 32.0, "num_frames": 17.0}
+
+
+@pytest.fixture(scope="module")
+def model() -> STDiT3:
+    torch.manual_seed(0)
+    model = STDiT3(STDiT3Config(depth=2, hidden_size=32, num_heads=2, caption_channels=16, model_max_length=8))
+    for parameter in model.parameters():  # the zeros of the start would hide mistakes
+        torch.nn.init.normal_(parameter, std=0.15)
+    return model.eval()
+
+
+def sample(model: STDiT3, videos: list[int], with_mask: bool, settings: dict):
+    """The chosen ones of three videos as a batch.  Returns (latents [n, 4, 3, 6, 4], trace)."""
+    generator = torch.Generator().manual_seed(5)
+    z = AMPLITUDES[:, None, None, None, None] * torch.randn(3, 4, 3, 6, 4, generator=generator)
+    y = AMPLITUDES[:, None, None, None] * torch.randn(3, 1, 8, 16, generator=generator)
+    mask = (torch.arange(8) < torch.tensor(LENGTHS)[:, None]).long()
+    given = torch.ones(3, 3)
+    given[0, 0], given[1, 2] = 0.0, 0.5  # a given frame, and one that joins halfway
+    null = model.y_embedder.y_embedding[None, None].repeat(len(videos), 1, 1, 1)
+    sizes = {name: torch.full((len(videos),), value) for name, value in SIZES.items()}
+    sampler = RFLOW(num_sampling_steps=STEPS, cfg_scale=3.0)
+    with adaptive_cache(model, AdaCacheConfig(**settings), STEPS) as session:
+        torch.manual_seed(0)
+        z = sampler.denoise(model, z[videos], torch.cat([y[videos], null]), mask[videos], "cpu", sizes,
+                            given[videos] if with_mask else None, 3.0)
+    return z, session.trace
+
+
+@pytest.mark.parametrize("granularity", ["stack", "block"])
+@pytest.mark.parametrize("with_mask", [False, True])
+def test_other_captions_and_frame_masks_do_not_touch_a_video(model, granularity, with_mask, monkeypatch):
+    if with_mask:  # the sampler draws one noise for the batch; a video's must not depend on the others
+        monkeypatch.setattr(torch, "randn_like", torch.ones_like)
+    settings = dict(probes=["temporal_blocks.1.attn"], granularity=granularity,
+                    codebook=[(0.3, 4), (0.55, 3), (0.8, 2), (9.0, 1)])
+    together, trace = sample(model, [0, 1, 2], with_mask, settings)
+    for video in range(3):
+        alone, own = sample(model, [video], with_mask, settings)
+        assert trace[video].computed_steps == own[0].computed_steps
+        torch.testing.assert_close(together[video : video + 1], alone, rtol=1e-5, atol=1e-5)
+    assert len({tuple(video.computed_steps) for video in trace}) > 1, "the test shows nothing"
