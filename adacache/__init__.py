@@ -1,13 +1,16 @@
 """AdaCache and MoReg: adaptive caching of residuals in video diffusion transformers (arXiv 2411.02397).
 
-Reading order: config, codebook, metric, moreg, schedule, residual, session, attach, trace.
+Reading order: config, codebook, metric, moreg, schedule, residual, session, attach, trace, signature,
+explain.
 """
 from adacache.attach import adaptive_cache
 from adacache.codebook import Codebook
 from adacache.config import PUBLISHED_KEYS, AdaCacheConfig, MoRegConfig
+from adacache.explain import explain
 from adacache.schedule import FixedSchedule
 from adacache.session import Session
+from adacache.signature import Signature
 from adacache.trace import Decision, Trace, VideoTrace
 
 __all__ = ["PUBLISHED_KEYS", "AdaCacheConfig", "Codebook", "Decision", "FixedSchedule", "MoRegConfig",
-           "Session", "Trace", "VideoTrace", "adaptive_cache"]
+           "Session", "Signature", "Trace", "VideoTrace", "adaptive_cache", "explain"]

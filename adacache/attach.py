@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from adacache.config import AdaCacheConfig, is_whole
 from adacache.residual import ResidualCache, StackCache
 from adacache.session import Session
+from adacache.signature import model_name
 
 STACK = ""  # the model's own path: the slot of the whole stack of blocks
 
@@ -23,11 +24,11 @@ def adaptive_cache(model: nn.Module, config: AdaCacheConfig, num_steps: int) -> 
     Raises ValueError for a probe that names no block, a missing slot, or settings made for another run;
     RuntimeError for a model that is inside such a `with` already, and for a run of another number of steps.
     """
-    slots = {path: module for path, module in model.named_modules() if hasattr(module, "residual_cache")}
+    slots = cache_slots(model)
     if any(module.residual_cache is not None for module in slots.values()):
         raise RuntimeError("the model is inside a `with adaptive_cache(...)` already; allowed: one at a time")
     check_num_steps(config, num_steps)
-    session = Session(config, num_steps)
+    session = Session(config, num_steps, model_name(model))
     caches = make_caches(config, slots, session)
     session.caches = list(caches.values())
     signature = inspect.signature(model.forward)
@@ -35,7 +36,7 @@ def adaptive_cache(model: nn.Module, config: AdaCacheConfig, num_steps: int) -> 
 
     def begin(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         given = {**signature.bind(*args, **kwargs).arguments, **kwargs} if names else {}
-        session.begin_step(batch_rows(args, kwargs), {name: given.get(name) for name in names})
+        session.begin_step(input_of(args, kwargs).shape, {name: given.get(name) for name in names})
 
     def end(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         session.end_step()
@@ -54,6 +55,11 @@ def adaptive_cache(model: nn.Module, config: AdaCacheConfig, num_steps: int) -> 
         session.release()
 
 
+def cache_slots(model: nn.Module) -> dict[str, nn.Module]:
+    """Path -> module, for all with a slot; the model's own path is STACK."""
+    return {path: module for path, module in model.named_modules() if hasattr(module, "residual_cache")}
+
+
 def check_num_steps(config: AdaCacheConfig, num_steps: int) -> None:
     if not is_whole(num_steps, 1):
         raise ValueError(f"num_steps={num_steps!r}; allowed: whole numbers from 1")
@@ -66,12 +72,12 @@ def check_num_steps(config: AdaCacheConfig, num_steps: int) -> None:
         raise ValueError(f"num_steps={num_steps}; allowed: {config.schedule.num_steps}, as of the schedule")
 
 
-def batch_rows(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> int:
-    """Rows of the batch: those of the first tensor that the model is called with."""
+def input_of(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
+    """The first tensor that the model is called with: the batch, [B, ...]."""
     tensors = (v for v in (*args, *kwargs.values()) if isinstance(v, Tensor) and v.ndim > 0)
     if (first := next(tensors, None)) is None:
         raise ValueError("the model is called without a tensor; allowed: a batch as its first one")
-    return len(first)
+    return first
 
 
 def make_caches(config: AdaCacheConfig, slots: Mapping[str, nn.Module],
@@ -88,8 +94,8 @@ def make_caches(config: AdaCacheConfig, slots: Mapping[str, nn.Module],
         raise ValueError("granularity='block', but no block has a slot; allowed: granularity='stack', or "
                          "blocks with an attribute `residual_cache` (see adacache.residual)")
     if config.decide != "batch" and STACK not in slots:
-        raise ValueError(f"decide={config.decide!r}, but the model itself has no slot; allowed: decide='batch', "
-                         "or a model with an attribute `residual_cache` (see adacache.residual)")
+        raise ValueError(f"decide={config.decide!r}, but the model itself has no slot; allowed: decide="
+                         "'batch', or a model with an attribute `residual_cache` (see adacache.residual)")
     by_block = config.granularity == "block"
     probed = {} if config.schedule is not None else probed_residuals(config.probes, blocks)
     caches = {path: ResidualCache(path, by_block, probed.get(path, ()), session.measure)
@@ -110,7 +116,8 @@ def probed_residuals(probes: tuple[str, ...], blocks: Mapping[str, nn.Module]) -
         if path not in blocks:
             raise ValueError(f"probe {probe!r}: no block {path or probe}; blocks with a cache slot: "
                              f"{', '.join(blocks)}")
-        names = getattr(blocks[path], "residual_names", (name,))
+        block = blocks[path]
+        names = (*getattr(block, "residual_names", (name,)), *getattr(block, "part_names", ()))
         if name not in names:
             raise ValueError(f"probe {probe!r}: no residual {name}; allowed: {', '.join(names)}")
         probed.setdefault(path, []).append(name)

@@ -84,6 +84,7 @@ class AdaCacheConfig:
     was when the residuals were stored, the step is computed.
     schedule: computed steps known beforehand; what concerns decisions (codebook, probes, metric, moreg,
     recompute_on) then plays no part.
+    any_signature: replay a recorded schedule also in a run of another model, size or length.
     num_steps: the number of steps for which these settings were made; None: any.
     """
 
@@ -96,6 +97,7 @@ class AdaCacheConfig:
     rows_per_video: int = 2
     recompute_on: tuple[str, ...] = ("x_mask",)
     schedule: FixedSchedule | None = None
+    any_signature: bool = False
     num_steps: int | None = None
 
     def __post_init__(self) -> None:
@@ -106,6 +108,8 @@ class AdaCacheConfig:
         one_of("metric", self.metric, METRICS)
         one_of("granularity", self.granularity, ("stack", "block"))
         one_of("decide", self.decide, ("video", "row", "batch"))
+        if not isinstance(self.any_signature, bool):
+            raise ValueError(f"any_signature={self.any_signature!r}; allowed: True, False")
         none_or("moreg", self.moreg, MoRegConfig)
         none_or("schedule", self.schedule, FixedSchedule)
         as_tuple(self, "probes")

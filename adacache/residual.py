@@ -4,7 +4,8 @@ The protocol.  A module that can be cached has an attribute `residual_cache`, No
 A block with a cache in it asks `cache.reuse`: if true, its forward returns `cache.add_to(x)`; if not, it
 computes and then calls `cache.save(S, name=residual, ...)`, S being the patches per frame, in the order in
 which x got the residuals.  An attribute `residual_names` may tell their names, so that a wrong probe is found
-before a run.
+before a run.  Parts of a residual that only a probe wants, such as the MLP's share, go into
+`save(..., parts=)` and `part_names`.
 The model itself, with a cache in its own slot, returns `cache.run(x, S, blocks)` in place of the stack of its
 blocks, where `blocks(x, rows)` is that stack for those rows of the batch (None: all), x being theirs already.
 
@@ -12,11 +13,13 @@ Legend: B rows, T frames, S patches per frame, C channels.
 """
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from types import MappingProxyType
 
 import torch
 from torch import Tensor
 
+NO_PARTS: Mapping[str, Tensor] = MappingProxyType({})
 Blocks = Callable[[Tensor, "list[int] | None"], Tensor]  # x [b, (T S), C] and its rows of the batch -> x
 
 
@@ -33,7 +36,11 @@ class ResidualCache:
         self.path, self.stores, self.probed, self.measure = path, stores, probed, measure
         self.reuse = False
         self.rows: Tensor | None = None
-        self.residuals: dict[str, Tensor] = {}
+        self.residuals: dict[str, Tensor] = {}  # to be added
+        self.probes: dict[str, Tensor] = {}     # to be compared with
+
+    def tensors(self) -> list[Tensor]:
+        return [*self.residuals.values(), *self.probes.values()]
 
     def add_to(self, x: Tensor) -> Tensor:
         """x: [b, (T S), C].  One after the other, in the order of computation: bitwise as published.
@@ -49,31 +56,37 @@ class ResidualCache:
             x = x + residual
         return x
 
-    def save(self, S: int, **residuals: Tensor) -> None:
-        """residuals: [b, (T S), C] each.  Raises ValueError where a probed one is not among them.
+    def save(self, S: int, parts: Mapping[str, Tensor] = NO_PARTS, **residuals: Tensor) -> None:
+        """residuals: [b, (T S), C] each.  parts: of them, to be probed, never added.
 
         They are handed over: nobody else may write into a residual once it is saved, and the cache does.
+        Raises ValueError where a probed one is not among them.
         """
-        if missing := sorted(set(self.probed) - set(residuals)):
-            raise ValueError(f"probe {self.path}.{missing[0]}; allowed: residuals {', '.join(residuals)}")
-        for name, residual in residuals.items():
-            if name in self.probed and name in self.residuals:
-                self.measure(residual, self.residuals[name], S)
+        offered = {**residuals, **parts}
+        if missing := sorted(set(self.probed) - set(offered)):
+            raise ValueError(f"probe {self.path}.{missing[0]}; allowed: residuals {', '.join(offered)}")
+        for name in self.probed:
+            if name in self.probes:
+                self.measure(offered[name], self.probes[name], S)
         # detached: where gradients are on, a residual would keep the graph of its step alive
-        kept = {name: residual.detach() for name, residual in residuals.items()
-                if self.stores or name in self.probed}
+        self.probes = self._stored(self.probes, {name: offered[name].detach() for name in self.probed})
+        if self.stores:
+            self.residuals = self._stored(self.residuals, {k: v.detach() for k, v in residuals.items()})
+
+    def _stored(self, old: dict[str, Tensor], new: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The new rows in place of the old ones."""
         if self.rows is None:
-            self.residuals = kept
-        else:
-            for name, residual in kept.items():
-                self.residuals[name].index_copy_(0, self.rows, residual)
+            return new
+        for name, residual in new.items():
+            old[name].index_copy_(0, self.rows, residual)
+        return old
 
     def forget_stored(self) -> None:
-        """Before all rows are computed: keep the probed residuals only, so that old and new never coexist."""
-        self.residuals = {name: self.residuals[name] for name in self.probed if name in self.residuals}
+        """Before all rows are computed: keep what is probed only, so that old and new never coexist."""
+        self.residuals = {}
 
     def clear(self) -> None:
-        self.residuals, self.rows = {}, None
+        self.residuals, self.probes, self.rows = {}, {}, None
 
 
 class StackCache(ResidualCache):

@@ -1,12 +1,13 @@
 """Caching schedules: which steps are computed; the others reuse residuals.  Steps count from 0 to K-1."""
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from adacache.codebook import Codebook
+from adacache.signature import Signature
 from adacache.trace import Trace
 
 
@@ -37,26 +38,44 @@ class AdaptiveSchedule:
 class FixedSchedule:
     """Computed steps known beforehand: no distance is measured and nothing waits for the device.
 
-    steps: out of 0 to num_steps-1.  Raises ValueError where step 0 is missing, after which alone there is
-    something to reuse, or where a step lies outside the run.
+    steps: out of 0 to num_steps-1; or a list of such lists, one for each video of a batch.
+    signature: of the run in which they were recorded; another run is refused.
+    Raises ValueError where step 0 is missing, after which alone there is something to reuse, or where a step
+    lies outside the run.
     """
 
-    steps: tuple[int, ...]
+    steps: tuple[int, ...] | tuple[tuple[int, ...], ...]
     num_steps: int
+    signature: Signature | None = None
 
     def __post_init__(self) -> None:
-        whole = isinstance(self.num_steps, int) and all(isinstance(step, int) for step in self.steps)
-        if not whole:
-            raise ValueError(f"schedule={list(self.steps)} of num_steps={self.num_steps!r}; "
-                             "allowed: whole numbers")
-        object.__setattr__(self, "steps", tuple(sorted(set(self.steps))))
-        if not self.steps or self.steps[0] != 0:
-            raise ValueError(f"schedule={list(self.steps)} lacks step 0; allowed: step 0 and later ones")
-        if self.steps[-1] >= self.num_steps:
-            raise ValueError(f"schedule step {self.steps[-1]}; allowed: 0 to {self.num_steps - 1}")
+        each = isinstance(self.steps, list | tuple) and self.steps and all(
+            isinstance(video, list | tuple) for video in self.steps)
+        lists = [checked_steps(video, self.num_steps) for video in (self.steps if each else [self.steps])]
+        object.__setattr__(self, "steps", tuple(lists) if each else lists[0])
+
+    @property
+    def by_video(self) -> tuple[tuple[int, ...], ...] | None:
+        """The steps of each video, or None where all have the same."""
+        return self.steps if isinstance(self.steps[0], tuple) else None
+
+    def of_video(self, index: int) -> FixedSchedule:
+        return self if self.by_video is None else FixedSchedule(self.by_video[index], self.num_steps)
 
     def computes(self, step: int) -> bool:
         return step in self.steps
+
+    def check_count(self, videos: int) -> None:
+        if self.by_video is not None and len(self.by_video) != videos:
+            raise ValueError(f"schedule of {len(self.by_video)} videos in a batch of {videos}; allowed: as "
+                             "many")
+
+    def check_signature(self, here: Signature) -> None:
+        """Raise ValueError where the schedule was recorded in a run of another signature."""
+        if self.signature and (names := self.signature.differences(here)):
+            recorded, found = (getattr(signature, names[0]) for signature in (self.signature, here))
+            raise ValueError(f"schedule of a run with {names[0]}={recorded!r} in one with {found!r}; "
+                             "allowed: the same, or any_signature=True")
 
     @classmethod
     def uniform(cls, k: int, num_steps: int) -> FixedSchedule:
@@ -67,9 +86,19 @@ class FixedSchedule:
 
     @classmethod
     def from_json(cls, source: str | Path | Mapping[str, Any]) -> FixedSchedule:
-        """The schedule of a recorded run, which all its videos share.  source: as in `Trace.from_json`."""
+        """The schedules of a recorded run, video by video.  source: as in `Trace.from_json`."""
         trace = Trace.from_json(source)
-        schedules = {tuple(video.computed_steps) for video in trace}
-        if len(schedules) != 1:
-            raise ValueError(f"schedule: the trace has {len(schedules)} different ones; allowed: one")
-        return cls(schedules.pop(), trace.num_steps)
+        lists = [tuple(video.computed_steps) for video in trace]
+        steps = lists[0] if len(set(lists)) == 1 else tuple(lists)
+        return cls(steps, trace.num_steps, trace.signature)
+
+
+def checked_steps(steps: Iterable[int], num_steps: int) -> tuple[int, ...]:
+    if not isinstance(num_steps, int) or not all(isinstance(step, int) for step in steps):
+        raise ValueError(f"schedule={list(steps)} of num_steps={num_steps!r}; allowed: whole numbers")
+    found = tuple(sorted(set(steps)))
+    if not found or found[0] != 0:
+        raise ValueError(f"schedule={list(steps)} lacks step 0; allowed: step 0 and later ones")
+    if found[-1] >= num_steps:
+        raise ValueError(f"schedule step {found[-1]}; allowed: 0 to {num_steps - 1}")
+    return found

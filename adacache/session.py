@@ -21,6 +21,7 @@ from adacache.metric import residual_distance
 from adacache.moreg import motion_factor, motion_gradient, motion_score, regularized_distance
 from adacache.residual import ResidualCache, StackCache
 from adacache.schedule import AdaptiveSchedule, FixedSchedule
+from adacache.signature import Signature
 from adacache.trace import Decision, Trace, VideoTrace
 
 logger = logging.getLogger(__name__)
@@ -47,8 +48,9 @@ class Group:
 class Session:
     """trace: the record of the run.  step: that runs, or comes next.  cache_bytes: held at most so far."""
 
-    def __init__(self, config: AdaCacheConfig, num_steps: int) -> None:
+    def __init__(self, config: AdaCacheConfig, num_steps: int, model: str = "") -> None:
         self.config = config
+        self.model = model  # its name, for the signature
         self.num_steps = num_steps
         self.step = 0
         self.cache_bytes = 0
@@ -58,19 +60,23 @@ class Session:
         self.trace = Trace(num_steps, [])
         self._running = False  # between begin_step and end_step
 
-    def begin_step(self, rows: int, watched: Mapping[str, Any]) -> None:
-        """Who computes, who reuses?  rows: of the batch.  watched: those arguments of this call that
-        `recompute_on` names."""
+    def begin_step(self, shape: Sequence[int], watched: Mapping[str, Any]) -> None:
+        """Who computes, who reuses?
+
+        shape: of the model's input, [B, ...].  watched: those arguments of this call that `recompute_on`
+        names.
+        """
         if self.step == self.num_steps:
             raise RuntimeError(f"num_steps={self.num_steps}, but the model is called once more; allowed: one "
                                "call for each step, conditional and unconditional rows together")
         if self._running:
             raise RuntimeError(f"step {self.step} began and never ended; allowed: a new `with`")
         if not self.groups:
-            self.start(rows)
+            self.start(shape)
+        rows = shape[0]
         if rows != self.rows:
-            raise RuntimeError(f"a batch of {rows} rows after one of {self.rows}; allowed: one batch and size "
-                               "during a run")
+            raise RuntimeError(f"a batch of {rows} rows after one of {self.rows}; allowed: one batch and "
+                               "size during a run")
         self._running = True
         changed = self._changed(watched)
         for group, is_changed in zip(self.groups, changed, strict=True):
@@ -81,10 +87,13 @@ class Session:
                 group.stored_under = {name: own_copy(value, group, rows) for name, value in watched.items()}
         self._prepare_caches()
 
-    def start(self, rows: int) -> None:
+    def start(self, shape: Sequence[int]) -> None:
         """At the first call, when the batch is known."""
-        self.rows = rows
-        self.groups = make_groups(self.config, rows, self.num_steps)
+        self.rows = shape[0]
+        self.trace.signature = Signature(self.model, self.num_steps, tuple(shape[1:]))
+        self.groups = make_groups(self.config, self.rows, self.num_steps)
+        if (schedule := self.config.schedule) is not None and not self.config.any_signature:
+            schedule.check_signature(self.trace.signature)
         self.trace.videos += [group.record for group in self.groups]
 
     def _changed(self, watched: Mapping[str, Any]) -> list[bool]:
@@ -113,9 +122,9 @@ class Session:
         return [group for group in self.groups if group.due]
 
     def measure(self, new: Tensor, cached: Tensor, S: int) -> None:
-        """Called for each probe, in depth order.  new: the due rows, [b, (T S), C]; cached: all, [B, (T S), C].
+        """Called for each probe, in depth order.  Waits for nothing.
 
-        Waits for nothing.
+        new: the due rows, [b, (T S), C].  cached: all, [B, (T S), C].
         """
         due = self.due
         for i, group in enumerate(due):
@@ -193,9 +202,11 @@ def make_groups(config: AdaCacheConfig, rows: int, num_steps: int) -> list[Group
     if config.decide == "video" and (rows % config.rows_per_video or not count):
         raise ValueError(f"rows_per_video={config.rows_per_video}, but the model is called with a batch of "
                          f"{rows}; allowed: a number that divides it, or decide='batch'")
-    schedules = [config.schedule or AdaptiveSchedule(config.codebook_for(num_steps), num_steps)
-                 for _ in range(count)]
-    return [Group(slice(i, None, count), schedule) for i, schedule in enumerate(schedules)]
+    if (fixed := config.schedule) is not None:
+        fixed.check_count(count)
+        return [Group(slice(i, None, count), fixed.of_video(i)) for i in range(count)]
+    codebook = config.codebook_for(num_steps)
+    return [Group(slice(i, None, count), AdaptiveSchedule(codebook, num_steps)) for i in range(count)]
 
 
 def own(value: Any, group: Group, rows: int) -> Any:
@@ -219,7 +230,8 @@ def differs(value: Any, stored: Any) -> bool:
 
 def check_saved(caches: Iterable[ResidualCache]) -> None:
     """After a computed step.  Raises RuntimeError for a module with a slot that forgot to save."""
-    empty = [cache for cache in caches if (cache.stores or cache.probed) and not cache.residuals]
+    empty = [cache for cache in caches
+             if (cache.stores and not cache.residuals) or (cache.probed and not cache.probes)]
     if empty:
         raise RuntimeError(f"{empty[0].path or 'the model itself'} has a slot, but its forward saved no "
                            "residual; allowed: what adacache.residual asks for")
@@ -227,7 +239,7 @@ def check_saved(caches: Iterable[ResidualCache]) -> None:
 
 def held_bytes(caches: Iterable[ResidualCache]) -> int:
     """Of the storages behind all residuals: a view counts as what it keeps alive, a shared storage once."""
-    storages = [r.untyped_storage() for cache in caches for r in cache.residuals.values()]
+    storages = [tensor.untyped_storage() for cache in caches for tensor in cache.tensors()]
     return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
 
 

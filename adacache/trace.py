@@ -8,6 +8,8 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from adacache.signature import Signature
+
 
 @dataclass(frozen=True)
 class Decision:
@@ -36,10 +38,14 @@ class VideoTrace:
 
 @dataclass
 class Trace:
-    """One entry per schedule of the run: `decide="batch"` has one, for the whole batch."""
+    """One entry per schedule of the run: of each video, or of the whole batch with `decide="batch"`.
+
+    signature: of the run; None where it is not known.
+    """
 
     num_steps: int
     videos: list[VideoTrace]
+    signature: Signature | None = None
 
     def __len__(self) -> int:
         return len(self.videos)
@@ -52,7 +58,8 @@ class Trace:
 
     def to_json(self) -> dict[str, Any]:
         """Plain data for `json.dump`.  A number that is NaN or infinite, which JSON has not, becomes null."""
-        return {"num_steps": self.num_steps, "videos": [
+        signature = {} if self.signature is None else {"signature": self.signature.to_json()}
+        return {"num_steps": self.num_steps, **signature, "videos": [
             {"computed_steps": list(video.computed_steps),
              "decisions": [{k: finite_or_none(v) for k, v in asdict(d).items()} for d in video.decisions]}
             for video in self.videos
@@ -68,7 +75,9 @@ class Trace:
         name = "its data" if given else repr(str(source))
         try:
             data = source if given else json.loads(Path(source).read_text(encoding="utf-8"))
-            return cls(data["num_steps"], [video_from(video) for video in data.get("videos", [data])])
+            signature = data.get("signature")
+            return cls(data["num_steps"], [video_from(video) for video in data.get("videos", [data])],
+                       None if signature is None else Signature.from_json(signature))
         except FileNotFoundError:
             raise FileNotFoundError(f"no trace: {name} does not exist; allowed: a run's JSON file") from None
         except (KeyError, TypeError, AttributeError, ValueError, OSError) as error:

@@ -104,5 +104,6 @@ def clip_record(session: Session | None, row: int, num_steps: int) -> dict[str, 
     """Computed steps and decisions; a trace has one entry per video, or one for all."""
     if session is None:
         return {"computed_steps": list(range(num_steps)), "decisions": []}
-    videos = session.trace.to_json()["videos"]
-    return videos[row if len(videos) > 1 else 0]
+    trace = session.trace.to_json()
+    video = trace["videos"][row if len(trace["videos"]) > 1 else 0]
+    return {**video, "signature": trace["signature"]}

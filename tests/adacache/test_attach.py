@@ -269,6 +269,37 @@ def test_a_recorded_run_is_replayed_exactly():
         assert torch.equal(sample(model, STEPS), recorded)
 
 
+def test_a_batch_of_different_schedules_is_replayed_video_by_video():
+    model, x = toy(), noise(rows=4) * torch.tensor([0.3, 3.0, 0.3, 3.0])[:, None, None]
+    with adaptive_cache(model, config(codebook=[(0.13, 3), (0.15, 2), (1.0, 1)]), STEPS) as session:
+        recorded = sample(model, STEPS, x)
+    assert session.trace[0].computed_steps != session.trace[1].computed_steps, "the test shows nothing"
+    replay = FixedSchedule.from_json(session.trace.to_json())
+    with adaptive_cache(model, config(schedule=replay), STEPS) as again:
+        assert torch.equal(sample(model, STEPS, x), recorded)
+    assert [v.computed_steps for v in again.trace] == [v.computed_steps for v in session.trace]
+    with pytest.raises(ValueError, match="schedule of 2 videos in a batch of 1"), \
+            adaptive_cache(model, config(schedule=replay), STEPS):
+        sample(model, STEPS)
+
+
+def test_a_replay_refuses_a_run_of_another_signature_unless_told_otherwise():
+    model, wider = toy(), toy(depth=4)
+    with adaptive_cache(model, config(), STEPS) as session:
+        sample(model, STEPS)
+    replay = FixedSchedule.from_json(session.trace.to_json())
+    for other, x, said in ((wider, noise(), "model='ToyDiT-.*' in one with 'ToyDiT-"),
+                           (model, noise(tokens=4), r"input_shape=\(6, 8\) in one with \(4, 8\)")):
+        with pytest.raises(ValueError, match=f"a run with {said}.*; allowed: the same, or any_signature"), \
+                adaptive_cache(other, config(schedule=replay), STEPS):
+            sample(other, STEPS, x)
+        with adaptive_cache(other, config(schedule=replay, any_signature=True), STEPS) as again:
+            sample(other, STEPS, x)
+        assert again.trace[0].computed_steps == session.trace[0].computed_steps
+    with adaptive_cache(model.double(), config(schedule=replay), STEPS):
+        sample(model, STEPS, noise().double())  # weights and dtype may differ
+
+
 @pytest.mark.parametrize("changes, computed", [
     ((), EVERY_THIRD),
     ((5,), [0, 1, 4, 5, 8, 9]),             # step 5 would have been reused; from it the count starts again
@@ -380,6 +411,6 @@ def test_blocks_alone_can_be_cached_by_block():
     with adaptive_cache(model, config(granularity="block", decide="batch"), STEPS) as session:
         sample(model, STEPS)
     assert session.trace[0].computed_steps == EVERY_THIRD
-    with pytest.raises(ValueError, match="decide='video', but the model itself has no slot; allowed: decide="), \
+    with pytest.raises(ValueError, match="decide='video', but the model itself has no slot; allowed: "), \
             adaptive_cache(model, config(granularity="block"), STEPS):
         pass

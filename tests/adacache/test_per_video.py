@@ -79,7 +79,7 @@ def test_a_change_of_one_video_s_frame_mask_computes_that_video_alone():
 
 
 def test_a_batch_that_does_not_hold_whole_videos_is_an_error():
-    with pytest.raises(ValueError, match="rows_per_video=2, but the model is called with a batch of 3; allowed"):
+    with pytest.raises(ValueError, match="rows_per_video=2, but the model is called with a batch of 3; all"):
         run(toy(), noise(rows=3))
     _, session = run(toy(), noise(rows=3), rows_per_video=1)  # without guidance
     assert len(session.trace) == 3

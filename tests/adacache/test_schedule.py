@@ -40,9 +40,12 @@ def test_a_recorded_run_becomes_a_schedule(tmp_path):
         assert FixedSchedule.from_json(source) == FixedSchedule((0, 1, 4, 8, 9), 10)
 
 
-def test_videos_with_different_schedules_are_not_one_schedule():
-    with pytest.raises(ValueError, match="2 different ones"):
-        FixedSchedule.from_json(Trace(10, [VideoTrace([0, 1]), VideoTrace([0, 2])]).to_json())
+def test_videos_with_different_schedules_keep_their_own():
+    schedule = FixedSchedule.from_json(Trace(10, [VideoTrace([0, 1]), VideoTrace([0, 2])]).to_json())
+    assert schedule == FixedSchedule([[0, 1], [0, 2]], 10)
+    assert [schedule.of_video(i).steps for i in (0, 1)] == [(0, 1), (0, 2)]
+    with pytest.raises(ValueError, match="schedule of 2 videos in a batch of 3; allowed: as many"):
+        schedule.check_count(3)
 
 
 @pytest.mark.parametrize("steps, said", [((1, 2), "lacks step 0"), ((), "lacks step 0"),

@@ -16,7 +16,8 @@ SIZES = {"fps": 24.0, "height": 48.0, "width": 32.0, "num_frames": 17.0}
 @pytest.fixture(scope="module")
 def model() -> STDiT3:
     torch.manual_seed(0)
-    model = STDiT3(STDiT3Config(depth=2, hidden_size=32, num_heads=2, caption_channels=16, model_max_length=8))
+    model = STDiT3(STDiT3Config(depth=2, hidden_size=32, num_heads=2, caption_channels=16,
+                                model_max_length=8))
     for parameter in model.parameters():  # the zeros of the start would hide mistakes
         torch.nn.init.normal_(parameter, std=0.15)
     return model.eval()

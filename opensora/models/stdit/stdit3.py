@@ -105,6 +105,7 @@ class STDiT3Block(nn.Module):
     """Attention over space or time, cross-attention, MLP.  Adds two residuals: `attn` and `cross_mlp`."""
 
     residual_names = ("attn", "cross_mlp")
+    part_names = ("cross", "mlp")
 
     def __init__(self, config: STDiT3Config, temporal: bool, drop_path: float) -> None:
         super().__init__()
@@ -127,7 +128,7 @@ class STDiT3Block(nn.Module):
             return cache.add_to(x)
         x, attn, cross, mlp = self.compute(x, t, captions, rope, T, S)
         if cache is not None:
-            cache.save(S, attn=attn, cross_mlp=cross + mlp)
+            cache.save(S, attn=attn, cross_mlp=cross + mlp, parts={"cross": cross, "mlp": mlp})
         return x
 
     def compute(

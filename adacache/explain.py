@@ -1,0 +1,116 @@
+"""What a cache will do to a model, told before any run."""
+from __future__ import annotations
+
+from torch import nn
+
+from adacache.attach import STACK, cache_slots, check_num_steps, make_caches, probed_residuals
+from adacache.config import AdaCacheConfig
+from adacache.schedule import AdaptiveSchedule
+from adacache.session import Session
+
+FEW_STEPS = 12  # below, the four steps that are always computed leave little to reuse
+
+
+def explain(model: nn.Module, config: AdaCacheConfig, num_steps: int,
+            residual_shape: tuple[int, int, int] | None = None) -> None:
+    """Print `explanation`."""
+    print(explanation(model, config, num_steps, residual_shape))
+
+
+def explanation(model: nn.Module, config: AdaCacheConfig, num_steps: int,
+                residual_shape: tuple[int, int, int] | None = None) -> str:
+    """Blocks and probes in play, fewest and most computed steps, the cache's size, and what will not work.
+
+    residual_shape: of one residual, rows x tokens x channels, for the size in bytes.
+    """
+    slots = cache_slots(model)
+    found = problems(model, config, num_steps)
+    lines = [
+        f"blocks: {len([path for path in slots if path != STACK])} with a slot"
+        + (", and the model itself" if STACK in slots else ", none in the model itself"),
+        steps_line(config, num_steps),
+        f"decides: {decides(config)}",
+        f"keeps: {keeps(config, slots, residual_shape, model)}",
+        *(f"will not work: {problem}" for problem in found),
+        *(f"beware: {doubt}" for doubt in doubts(num_steps)),
+    ]
+    return "\n".join(lines)
+
+
+def steps_line(config: AdaCacheConfig, num_steps: int) -> str:
+    if config.schedule is not None:
+        lists = config.schedule.by_video or (config.schedule.steps,)
+        return f"steps: {', '.join(str(len(steps)) for steps in lists)} of {num_steps}, known beforehand"
+    codebook = config.codebook_for(num_steps)
+    rates = [rate for _, rate in codebook.entries]
+    fewest, most = (count_computed(codebook, rate, num_steps) for rate in (max(rates), min(rates)))
+    levels = ", ".join(f"{threshold:g}:{rate}" for threshold, rate in codebook.entries)
+    return f"steps: {fewest} to {most} of {num_steps} computed, by the codebook {levels}"
+
+
+def count_computed(codebook, rate: int, num_steps: int) -> int:
+    """Computed steps where every decision comes to `rate`."""
+    schedule, count = AdaptiveSchedule(codebook, num_steps), 0
+    for step in range(num_steps):
+        if schedule.computes(step):
+            count += 1
+            schedule.next_step = step + rate
+    return count
+
+
+def decides(config: AdaCacheConfig) -> str:
+    who = {"video": f"each video by itself ({config.rows_per_video} rows)", "row": "each row by itself",
+           "batch": "the whole batch together"}[config.decide]
+    if config.schedule is not None:
+        return f"nothing; {who} follows its schedule"
+    moreg = "with MoReg" if config.moreg else "without MoReg"
+    return f"{who}, by {config.metric} at {', '.join(config.probes)}, {moreg}"
+
+
+def keeps(config: AdaCacheConfig, slots: dict[str, nn.Module], shape: tuple[int, int, int] | None,
+          model: nn.Module) -> str:
+    blocks = {path: module for path, module in slots.items() if path != STACK}
+    stored = 1 if config.granularity == "stack" else sum(
+        len(getattr(block, "residual_names", (None,))) for block in blocks.values())
+    extra = probes_apart(config, blocks)
+    count = f"{stored + extra} residuals ({stored} to reuse, {extra} to compare)"
+    if shape is None:
+        return f"{count}, each rows x tokens x channels"
+    rows, tokens, channels = shape
+    size = next(model.parameters()).element_size()
+    return (f"{count} of {rows} x {tokens} x {channels} x {size} bytes: "
+            f"{(stored + extra) * rows * tokens * channels * size:,} bytes")
+
+
+def probes_apart(config: AdaCacheConfig, blocks: dict[str, nn.Module]) -> int:
+    """Probed residuals that are kept for the comparison alone."""
+    if config.schedule is not None:
+        return 0
+    if config.granularity == "stack":
+        return len(config.probes)
+    parts = [probe.rpartition(".") for probe in config.probes]
+    return sum(name not in getattr(blocks.get(path), "residual_names", (name,)) for path, _, name in parts)
+
+
+def problems(model: nn.Module, config: AdaCacheConfig, num_steps: int) -> list[str]:
+    """Every error that the `with` would meet at its door."""
+    slots = cache_slots(model)
+    blocks = {path: module for path, module in slots.items() if path != STACK}
+    checks = [lambda: check_num_steps(config, num_steps),
+              lambda: make_caches(config, slots, Session(config, num_steps))]
+    if config.schedule is None:
+        checks += [lambda probe=probe: probed_residuals((probe,), blocks) for probe in config.probes]
+    found: dict[str, None] = {}
+    for check in checks:
+        try:
+            check()
+        except ValueError as error:
+            found[str(error)] = None
+    return list(found)
+
+
+def doubts(num_steps: int) -> list[str]:
+    if num_steps >= FEW_STEPS:
+        return []
+    return [f"num_steps={num_steps} is fewer than {FEW_STEPS}: the first two and the last two are always "
+            "computed, and neighbouring steps differ much"]
