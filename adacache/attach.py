@@ -36,7 +36,7 @@ def adaptive_cache(model: nn.Module, config: AdaCacheConfig, num_steps: int) -> 
 
     def begin(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         given = {**signature.bind(*args, **kwargs).arguments, **kwargs} if names else {}
-        session.begin_step(input_of(args, kwargs).shape, {name: given.get(name) for name in names})
+        session.begin_step(input_of(args, kwargs), {name: given.get(name) for name in names})
 
     def end(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         session.end_step()

@@ -1,20 +1,20 @@
 """What a cache will do to a model, told before any run."""
 from __future__ import annotations
 
+import sys
+
 from torch import nn
 
 from adacache.attach import STACK, cache_slots, check_num_steps, make_caches, probed_residuals
 from adacache.config import AdaCacheConfig
 from adacache.schedule import AdaptiveSchedule
-from adacache.session import Session
-
-FEW_STEPS = 12  # below, the four steps that are always computed leave little to reuse
+from adacache.session import FEW_STEPS, FEW_STEPS_DOUBT, Session
 
 
 def explain(model: nn.Module, config: AdaCacheConfig, num_steps: int,
             residual_shape: tuple[int, int, int] | None = None) -> None:
-    """Print `explanation`."""
-    print(explanation(model, config, num_steps, residual_shape))
+    """Write `explanation` to standard output, for that is what one calls it for."""
+    sys.stdout.write(explanation(model, config, num_steps, residual_shape) + "\n")
 
 
 def explanation(model: nn.Module, config: AdaCacheConfig, num_steps: int,
@@ -110,7 +110,4 @@ def problems(model: nn.Module, config: AdaCacheConfig, num_steps: int) -> list[s
 
 
 def doubts(num_steps: int) -> list[str]:
-    if num_steps >= FEW_STEPS:
-        return []
-    return [f"num_steps={num_steps} is fewer than {FEW_STEPS}: the first two and the last two are always "
-            "computed, and neighbouring steps differ much"]
+    return [f"num_steps={num_steps}: {FEW_STEPS_DOUBT}"] if num_steps < FEW_STEPS else []

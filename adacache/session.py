@@ -22,9 +22,14 @@ from adacache.moreg import motion_factor, motion_gradient, motion_score, regular
 from adacache.residual import ResidualCache, StackCache
 from adacache.schedule import AdaptiveSchedule, FixedSchedule
 from adacache.signature import Signature
+from adacache.step_clock import StepClock
 from adacache.trace import Decision, Trace, VideoTrace
 
 logger = logging.getLogger(__name__)
+
+FEW_STEPS = 12
+FEW_STEPS_DOUBT = (f"with fewer than {FEW_STEPS} steps there is little to reuse, for the first two and the "
+                   "last two are always computed and neighbouring ones differ much")
 
 
 class Group:
@@ -60,11 +65,10 @@ class Session:
         self.trace = Trace(num_steps, [])
         self._running = False  # between begin_step and end_step
 
-    def begin_step(self, shape: Sequence[int], watched: Mapping[str, Any]) -> None:
+    def begin_step(self, x: Tensor, watched: Mapping[str, Any]) -> None:
         """Who computes, who reuses?
 
-        shape: of the model's input, [B, ...].  watched: those arguments of this call that `recompute_on`
-        names.
+        x: the model's input, [B, ...].  watched: those arguments of this call that `recompute_on` names.
         """
         if self.step == self.num_steps:
             raise RuntimeError(f"num_steps={self.num_steps}, but the model is called once more; allowed: one "
@@ -72,8 +76,8 @@ class Session:
         if self._running:
             raise RuntimeError(f"step {self.step} began and never ended; allowed: a new `with`")
         if not self.groups:
-            self.start(shape)
-        rows = shape[0]
+            self.start(x)
+        rows = len(x)
         if rows != self.rows:
             raise RuntimeError(f"a batch of {rows} rows after one of {self.rows}; allowed: one batch and "
                                "size during a run")
@@ -86,11 +90,12 @@ class Session:
             if group.due:
                 group.stored_under = {name: own_copy(value, group, rows) for name, value in watched.items()}
         self._prepare_caches()
+        self._began = self.clock.mark()
 
-    def start(self, shape: Sequence[int]) -> None:
+    def start(self, x: Tensor) -> None:
         """At the first call, when the batch is known."""
-        self.rows = shape[0]
-        self.trace.signature = Signature(self.model, self.num_steps, tuple(shape[1:]))
+        self.rows, self.clock = len(x), StepClock(x.device)
+        self.trace.signature = Signature(self.model, self.num_steps, tuple(x.shape[1:]))
         self.groups = make_groups(self.config, self.rows, self.num_steps)
         if (schedule := self.config.schedule) is not None and not self.config.any_signature:
             schedule.check_signature(self.trace.signature)
@@ -127,10 +132,11 @@ class Session:
         new: the due rows, [b, (T S), C].  cached: all, [B, (T S), C].
         """
         due = self.due
-        for i, group in enumerate(due):
-            own_rows = new[i :: len(due)]
-            group.distances.append(residual_distance(own_rows, cached[group.rows], self.config.metric))
-            group.motion_now = self._motion(own_rows, S)
+        with self.clock.deciding():
+            for i, group in enumerate(due):
+                own_rows = new[i :: len(due)]
+                group.distances.append(residual_distance(own_rows, cached[group.rows], self.config.metric))
+                group.motion_now = self._motion(own_rows, S)
 
     def _motion(self, residual: Tensor, S: int) -> Tensor:
         """m of one group; 1 without MoReg and outside its window.  Returns: [], fp32."""
@@ -140,11 +146,15 @@ class Session:
         return motion_factor(motion_score(residual, S, moreg.strides), moreg.scale, moreg.power)
 
     def end_step(self) -> None:
-        if due := self.due:
+        due = self.due
+        if len(due) in (0, len(self.groups)):
+            self.clock.add("computed" if due else "reused", self._began)
+        if due:
             check_saved(self.caches)
             for group in due:
                 group.record.computed_steps.append(self.step)
-            self._decide([group for group in due if group.distances])
+            with self.clock.deciding():
+                self._decide([group for group in due if group.distances])
             self.cache_bytes = max(self.cache_bytes, held_bytes(self.caches))
         self._running = False
         self.step += 1
@@ -175,10 +185,15 @@ class Session:
         group.motion = motion
 
     def check_complete(self) -> None:
-        """After the run: raises RuntimeError where steps are missing; warns where nothing was reused."""
+        """After the run: raises RuntimeError where steps are missing; warns of a cache that does not pay."""
         if self.step != self.num_steps:
             raise RuntimeError(f"num_steps={self.num_steps}, but the model was called {self.step} times; "
                                "allowed: the sampler's number of steps")
+        if self.num_steps < FEW_STEPS:
+            logger.warning("num_steps=%d: %s", self.num_steps, FEW_STEPS_DOUBT)
+        if self.config.schedule is None and (balance := self.clock.balance()) and balance[0] > balance[1]:
+            logger.warning("caching cost more than it saved: decisions %.3g s, reused steps saved %.3g s",
+                           *balance)
         for index, group in enumerate(self.groups):
             if len(group.record.computed_steps) == self.num_steps:
                 which = f" for video {index}" if len(self.groups) > 1 else ""

@@ -52,4 +52,4 @@ def test_everything_that_will_not_work_is_told_at_once(capsys):
     for said in ("the model itself has no slot", "no block blocks.7", "no residual mlp",
                  "moreg.window=(20, 30)"):
         assert any(said in problem for problem in problems)
-    assert lines[-1].startswith("beware: num_steps=8 is fewer than 12")
+    assert lines[-1].startswith("beware: num_steps=8: with fewer than 12 steps there is little to reuse")

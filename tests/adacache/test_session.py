@@ -1,11 +1,12 @@
 """Decisions of whole runs, worked out by hand on models whose residuals are given."""
 import logging
+import time
 
 import pytest
 import torch
 from toy_dit import ScriptedDiT, play
 
-from adacache import AdaCacheConfig, MoRegConfig, adaptive_cache
+from adacache import AdaCacheConfig, MoRegConfig, Session, adaptive_cache
 
 BY_BLOCK = {"probes": ["blocks.0.attn"], "granularity": "block", "decide": "batch"}
 TWO_LEVELS = [(0.15, 2), (0.5, 1)]
@@ -149,5 +150,29 @@ def test_a_run_whose_conditions_always_change_says_so(caplog):
 
 def test_a_run_that_reused_something_says_nothing(caplog):
     with caplog.at_level(logging.DEBUG, "adacache"):
-        run(ScriptedDiT(growing(1.1, 10)), 10)
-    assert not caplog.text
+        run(ScriptedDiT(growing(1.1, 14)), 14)
+    assert "reused" not in caplog.text.replace("reused steps saved", "") and "fewer than" not in caplog.text
+
+
+def test_a_run_of_few_steps_says_so(caplog):
+    run(ScriptedDiT(growing(1.1, 10)), 10)
+    assert "num_steps=10: with fewer than 12 steps there is little to reuse" in caplog.text
+
+
+class Slow(ScriptedDiT):
+    """Takes its time where blocks are computed."""
+
+    def forward(self, x, step):
+        if not self.blocks[0].residual_cache.reuse:
+            time.sleep(0.01)
+        return super().forward(x, step)
+
+
+def test_a_cache_that_costs_more_than_it_saves_says_so(caplog, monkeypatch):
+    run(Slow(growing(1.0, 14)), 14)
+    assert "caching cost more" not in caplog.text
+    decide = Session._decide
+    monkeypatch.setattr(Session, "_decide",
+                        lambda session, groups: (time.sleep(0.03), decide(session, groups)))
+    run(Slow(growing(1.0, 14)), 14)
+    assert "caching cost more than it saved: decisions 0." in caplog.text

@@ -166,14 +166,14 @@ def decisions_of_unit(name: str, steps_in_run: int = 1000) -> list:
     """A chain's tensors through a Session, with the recorded rates in force."""
     chain = UNITS[name]
     config = AdaCacheConfig(codebook=chain["codebook"], moreg=unit_moreg(chain["settings"]), decide="batch")
-    session, shape = Session(config, steps_in_run), UNIT_DATA[f"{name}.0.res"].shape
-    session.start(shape)
+    session, x = Session(config, steps_in_run), UNIT_DATA[f"{name}.0.res"]
+    session.start(x)
     group = session.groups[0]
     count = len(chain["fwd_ids"])
     for together in [range(count)] if chain["same_step"] else [[i] for i in range(count)]:
         session.step = chain["fwd_ids"][together[0]] - 1
         group.schedule.rate, group.schedule.next_step = chain["prev_rates"][together[0]], 0
-        session.begin_step(shape, {})
+        session.begin_step(x, {})
         for i in together:
             session.measure(UNIT_DATA[f"{name}.{i}.res"], UNIT_DATA[f"{name}.{i}.cache"], chain["S"])
         session.end_step()

@@ -1,8 +1,9 @@
 """The cache in STDiT3 itself: several prompts in one batch, each on its own schedule."""
 import pytest
 import torch
+from torch._dynamo.testing import CompileCounter
 
-from adacache import AdaCacheConfig, adaptive_cache
+from adacache import AdaCacheConfig, Session, adaptive_cache
 from opensora.models.stdit.stdit3 import STDiT3, STDiT3Config
 from opensora.schedulers.rf import RFLOW
 
@@ -54,3 +55,19 @@ def test_other_captions_and_frame_masks_do_not_touch_a_video(model, granularity,
         assert trace[video].computed_steps == own[0].computed_steps
         torch.testing.assert_close(together[video : video + 1], alone, rtol=1e-5, atol=1e-5)
     assert len({tuple(video.computed_steps) for video in trace}) > 1, "the test shows nothing"
+
+
+def test_a_compiled_block_has_no_graph_break_and_is_not_compiled_again_on_the_way(model, monkeypatch):
+    torch._dynamo.reset()
+    counter = CompileCounter()
+    for block in (*model.spatial_blocks, *model.temporal_blocks):
+        compute = torch.compile(block.compute, backend=counter, fullgraph=True)  # a graph break is an error
+        monkeypatch.setattr(block, "compute", compute)
+    frames = []
+    monkeypatch.setattr(Session, "end_step", lambda session, end=Session.end_step: (
+        end(session), frames.append((len(session.trace[0].computed_steps), counter.frame_count)))[0])
+    settings = dict(probes=["temporal_blocks.1.attn"], codebook=[(99.0, 3)])
+    sample(model, [0, 1], False, settings)
+    computed, compiled = zip(*frames, strict=True)
+    assert computed[-1] < STEPS and compiled[0] > 0
+    assert set(compiled) == {compiled[0]}, "compiled once, at the first step"
