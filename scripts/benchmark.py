@@ -1,6 +1,8 @@
 """Time denoising with and without a cache: `python scripts/benchmark.py CONFIG [--repeats 7] [--json FILE]`.
 
-Runs alternate in one process; numbers are medians, and ratios are medians of the ratios of neighbouring runs.
+Runs alternate in one process; numbers are medians, and ratios medians of the ratios of neighbouring runs.
+`--batch N` denoises N held-out prompts together: computed steps are then means over the videos, and efficiency
+tells what their different schedules cost (1: every video pays for its own computed steps alone).
 CONFIG is an inference config; its AdaCache (or that of --adacache) is compared with computing every step.
 """
 from __future__ import annotations
@@ -24,6 +26,7 @@ from rich.console import Console
 from rich.table import Table
 
 from adacache import Codebook
+from opensora.datasets.shapes import held_out_prompts
 from opensora.pipeline import Pipeline
 from opensora.utils.config import read_config
 from opensora.utils.inference_config import InferenceConfig
@@ -36,7 +39,7 @@ def summary(runs: Mapping[str, list[Run]], num_steps: int) -> dict[str, Any]:
     """Medians over the runs of each kind: plain, deciding (computes all, decides all), cached."""
     plain, deciding, cached = (runs[kind] for kind in ("plain", "deciding", "cached"))
     step = statistics.median(s for run in plain for s in run.computed_seconds)
-    computed = len(cached[0].computed_steps)
+    computed = cached[0].computed
     reused = [s for run in cached for s in run.reused_seconds]
 
     def ratio(first: list[Run], second: list[Run]) -> float:
@@ -44,7 +47,8 @@ def summary(runs: Mapping[str, list[Run]], num_steps: int) -> dict[str, Any]:
 
     speed_up, ideal = ratio(plain, cached), num_steps / computed
     return {
-        "steps": num_steps, "computed_steps": computed, "threads": torch.get_num_threads(),
+        "videos": len(cached[0].computed_steps), "steps": num_steps, "computed_steps": computed,
+        "threads": torch.get_num_threads(),
         "plain_seconds": statistics.median(run.seconds for run in plain),
         "cached_seconds": statistics.median(run.seconds for run in cached),
         "computed_step_ms": 1000 * step,
@@ -72,6 +76,8 @@ def benchmark(args: argparse.Namespace) -> dict[str, Any]:
     if cache is None:
         raise ValueError(f"{args.config} has no adacache; allowed: one that has, or --adacache {ALLOWED}")
     config = InferenceConfig.from_dict(values, args.config)
+    if args.batch:
+        config = replace(config, prompt=held_out_prompts(args.batch), batch_size=args.batch)
     pipeline, requests = Pipeline.load(config), plan_samples(config)[: config.batch_size]
     kinds = {"plain": None, "deciding": replace(cache, codebook=EVERY_STEP, schedule=None), "cached": cache}
     runs: dict[str, list[Run]] = {kind: [] for kind in kinds}
@@ -87,6 +93,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("config")
     parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--batch", type=int, metavar="N", help="that many held-out prompts together")
     parser.add_argument("--adacache", metavar="NAME", help=ALLOWED)
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers there, too")
     parser.add_argument("--cfg-options", nargs="+", action=DictAction, metavar="KEY=VALUE")

@@ -16,10 +16,10 @@ from opensora.utils.sample_request import SampleRequest
 
 @dataclass(frozen=True)
 class Run:
-    """Wall time of every step, which of them were computed, and the most that the cache held."""
+    """Wall time of every step, the steps computed for each video, and the most that the cache held."""
 
     step_seconds: list[float]
-    computed_steps: list[int]
+    computed_steps: list[list[int]]
     cache_bytes: int
     residual_bytes: int  # of one residual: rows x tokens x width
 
@@ -28,12 +28,19 @@ class Run:
         return sum(self.step_seconds)
 
     @property
+    def computed(self) -> float:
+        """Computed steps, mean over the videos."""
+        return sum(map(len, self.computed_steps)) / len(self.computed_steps)
+
+    @property
     def computed_seconds(self) -> list[float]:
-        return [self.step_seconds[step] for step in self.computed_steps]
+        """Of the steps that were computed for all videos."""
+        return [self.step_seconds[step] for step in sorted(set.intersection(*map(set, self.computed_steps)))]
 
     @property
     def reused_seconds(self) -> list[float]:
-        computed = set(self.computed_steps)
+        """Of the steps that were computed for none."""
+        computed = set().union(*self.computed_steps)
         return [s for step, s in enumerate(self.step_seconds) if step not in computed]
 
 
@@ -46,7 +53,8 @@ def time_run(pipeline: Pipeline, requests: Sequence[SampleRequest], cache: AdaCa
                                lambda model, steps: open_cache(cache, model, steps),
                                lambda step, steps, session: clock.tick())
     session, num_steps = runs[0].context, pipeline.scheduler.num_sampling_steps
-    computed = list(range(num_steps)) if session is None else list(session.trace[0].computed_steps)
+    computed = [list(range(num_steps))] if session is None else [
+        list(video.computed_steps) for video in session.trace]
     weight, (T, h, w) = pipeline.model.x_embedder.proj.weight, pipeline.model.patch_grid(z.shape[2:])
     residual = 2 * len(z) * T * h * w * len(weight) * weight.element_size()
     return Run(clock.intervals(), computed, session.cache_bytes if session else 0, residual)

@@ -56,15 +56,21 @@ def test_a_benchmark_of_nothing_is_an_error(script, tiny, monkeypatch, capsys):
 
 def test_a_runs_summary_is_made_of_medians_and_paired_ratios(script):
     benchmark, Run = script("benchmark"), script("denoising_time").Run
-    plain = [Run([4.0] * 4, [0, 1, 2, 3], 0, 8), Run([2.0] * 4, [0, 1, 2, 3], 0, 8)]
-    deciding = [Run([4.1] * 4, [0, 1, 2, 3], 16, 8), Run([2.0] * 4, [0, 1, 2, 3], 16, 8)]
-    cached = [Run([4.0, 4.0, 0.1, 0.1], [0, 1], 16, 8), Run([2.0, 2.0, 0.1, 0.1], [0, 1], 16, 8)]
+    plain = [Run([4.0] * 4, [[0, 1, 2, 3]], 0, 8), Run([2.0] * 4, [[0, 1, 2, 3]], 0, 8)]
+    deciding = [Run([4.1] * 4, [[0, 1, 2, 3]], 16, 8), Run([2.0] * 4, [[0, 1, 2, 3]], 16, 8)]
+    cached = [Run([4.0, 4.0, 0.1, 0.1], [[0, 1]], 16, 8), Run([2.0, 2.0, 0.1, 0.1], [[0, 1]], 16, 8)]
     numbers = benchmark.summary({"plain": plain, "deciding": deciding, "cached": cached}, 4)
     assert numbers["computed_step_ms"] == 3000 and numbers["reused_step_ms"] == pytest.approx(100)
     assert numbers["reused_over_computed"] == pytest.approx(0.1 / 3)
     assert numbers["bookkeeping"] == pytest.approx((4.1 / 4.0 + 1.0) / 2 - 1)
     assert numbers["speed_up"] == pytest.approx((16 / 8.2 + 8 / 4.2) / 2)
     assert numbers["steps_over_computed"] == 2
+
+
+def test_videos_of_a_batch_count_their_own_steps(script):
+    run = script("denoising_time").Run([4.0, 4.0, 2.0, 0.1], [[0, 1], [0, 1, 2]], 16, 8)
+    assert run.computed == 2.5
+    assert (run.computed_seconds, run.reused_seconds) == ([4.0, 4.0], [0.1])
 
 
 def test_two_runs_are_compared_by_file(script, tmp_path, capsys):
