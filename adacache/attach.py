@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from adacache.config import AdaCacheConfig, is_whole
+from adacache.forecast import Forecast
 from adacache.residual import ResidualCache, StackCache
 from adacache.session import Session
 from adacache.signature import model_name
@@ -101,7 +102,9 @@ def make_caches(config: AdaCacheConfig, slots: Mapping[str, nn.Module],
     caches = {path: ResidualCache(path, by_block, probed.get(path, ()), session.measure)
               for path in blocks if by_block or path in probed}
     if STACK in slots:
-        caches[STACK] = StackCache(STACK, not by_block, tuple(caches.values()))
+        wanted = config.forecast or config.guard is not None
+        caches[STACK] = StackCache(STACK, not by_block, tuple(caches.values()),
+                                   Forecast(config.forecast) if wanted else None)
     return caches
 
 

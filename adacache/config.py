@@ -80,6 +80,10 @@ class AdaCacheConfig:
     batch; "batch", one for all, as published.
     rows_per_video: with "video"; 2: conditional and unconditional rows in one call, all of the first kind
     before those of the second, as samplers with classifier-free guidance make it.  1: without guidance.
+    forecast: 0 adds the stored residual as it is; 1 or 2 extrapolate it by that order, damped by how far the
+    last forecast held (`adacache.forecast`), for one more stored tensor each.
+    guard: largest relative error of the stack's residual to be expected on a reused step, judged by that at
+    the last computed one; it caps the rate.  None: no cap.
     recompute_on: arguments of the model's forward, such as Open-Sora's frame mask.  Where one is not what it
     was when the residuals were stored, the step is computed.
     schedule: computed steps known beforehand; what concerns decisions (codebook, probes, metric, moreg,
@@ -95,6 +99,8 @@ class AdaCacheConfig:
     granularity: str = "stack"
     decide: str = "video"
     rows_per_video: int = 2
+    forecast: int = 0
+    guard: float | None = None
     recompute_on: tuple[str, ...] = ("x_mask",)
     schedule: FixedSchedule | None = None
     any_signature: bool = False
@@ -108,6 +114,12 @@ class AdaCacheConfig:
         one_of("metric", self.metric, METRICS)
         one_of("granularity", self.granularity, ("stack", "block"))
         one_of("decide", self.decide, ("video", "row", "batch"))
+        if not is_whole(self.forecast, 0) or self.forecast > 2:
+            raise ValueError(f"forecast={self.forecast!r}; allowed: 0, 1, 2")
+        if self.guard is not None and (not is_number(self.guard) or not self.guard > 0):
+            raise ValueError(f"guard={self.guard!r}; allowed: None, or a number above 0")
+        if self.granularity == "block" and (self.forecast or self.guard is not None):
+            raise ValueError("forecast and guard look at the stack's residual; allowed: granularity='stack'")
         if not isinstance(self.any_signature, bool):
             raise ValueError(f"any_signature={self.any_signature!r}; allowed: True, False")
         none_or("moreg", self.moreg, MoRegConfig)

@@ -19,6 +19,8 @@ from types import MappingProxyType
 import torch
 from torch import Tensor
 
+from adacache.forecast import Forecast
+
 NO_PARTS: Mapping[str, Tensor] = MappingProxyType({})
 Blocks = Callable[[Tensor, "list[int] | None"], Tensor]  # x [b, (T S), C] and its rows of the batch -> x
 
@@ -92,15 +94,32 @@ class ResidualCache:
 class StackCache(ResidualCache):
     """Of the model itself: sends every row the way that its schedule wants.
 
-    With `stores` it keeps one residual, the sum over all blocks; without, `blocks`, the caches of the blocks,
+    With `stores` it keeps one residual, the sum over all blocks; without, `blocks`, the blocks' own caches,
     keep theirs.  due, waiting: the rows that the running step computes, and the others.
+    forecast: None for plain reuse, of which nobody wants to know how wrong it was.  reach, gap: of each row
+    of the batch, steps since the last computed one, and between the last two.
     """
 
-    def __init__(self, path: str, stores: bool, blocks: Collection[ResidualCache]) -> None:
+    def __init__(self, path: str, stores: bool, blocks: Collection[ResidualCache],
+                 forecast: Forecast | None = None) -> None:
         super().__init__(path, stores, (), measure=lambda new, cached, S: None)
-        self.blocks = blocks
+        self.blocks, self.forecast = blocks, forecast
         self.due: Sequence[int] = ()
         self.waiting: Sequence[int] = ()
+        self.reach: Sequence[int] = ()
+        self.gap: Sequence[int] = ()
+
+    def tensors(self) -> list[Tensor]:
+        return [*super().tensors(), *(self.forecast.differences if self.forecast else ())]
+
+    def forget_stored(self) -> None:
+        if self.forecast is None:
+            super().forget_stored()
+
+    def clear(self) -> None:
+        super().clear()
+        if self.forecast is not None:
+            self.forecast = Forecast(self.forecast.order)
 
     def run(self, x: Tensor, S: int, blocks: Blocks) -> Tensor:
         """x: [B, (T S), C] -> the same, after the stack."""
@@ -119,12 +138,35 @@ class StackCache(ResidualCache):
         self._turn(False, rows, x.device)
         out = blocks(x, rows)
         if self.stores:
-            self.save(S, stack=out - x)
+            new = (out - x).detach()
+            self._learn(new, rows)
+            self.save(S, stack=new)
         return out
+
+    def _learn(self, new: Tensor, rows: list[int] | None) -> None:
+        """What the forecast missed, and with which weights it would not have."""
+        if self.forecast is None:
+            return
+        if not self.residuals:
+            self.forecast.start(new)
+            return
+        last = self.residuals["stack"]
+        self.forecast.update(last if rows is None else last[self.rows], new, self.rows,
+                             *self._clocks(rows))
+
+    def _clocks(self, rows: list[int] | None) -> tuple[list[int], list[int]]:
+        chosen = range(len(self.reach)) if rows is None else rows
+        return [self.reach[row] for row in chosen], [self.gap[row] for row in chosen]
 
     def _reuse(self, x: Tensor, blocks: Blocks, rows: list[int] | None) -> Tensor:
         self._turn(True, rows, x.device)
-        return self.add_to(x) if self.stores else blocks(x, rows)
+        if not self.stores:
+            return blocks(x, rows)
+        x = self.add_to(x)
+        if self.forecast is not None and self.forecast.order:
+            for factor, difference in self.forecast.ahead(self.rows, *self._clocks(rows)):
+                x = torch.addcmul(x, factor, difference)
+        return x
 
     def _turn(self, reuse: bool, rows: list[int] | None, device: torch.device) -> None:
         index = None if rows is None else torch.tensor(rows, device=device)

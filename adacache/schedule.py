@@ -1,6 +1,7 @@
 """Caching schedules: which steps are computed; the others reuse residuals.  Steps count from 0 to K-1."""
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,11 +28,23 @@ class AdaptiveSchedule:
         """Steps 0, 1, K-2 and K-1 always, the others as planned."""
         return step >= self.next_step or step < 2 or step >= self.num_steps - 2
 
-    def plan(self, step: int, distance: float) -> int:
-        """The decision at a computed step.  Returns the new rate."""
-        self.rate = self.codebook.rate(distance)
+    def plan(self, step: int, distance: float, most: float = math.inf) -> int:
+        """The decision at a computed step: the codebook's rate, `most` at most.  Returns the new rate."""
+        self.rate = min(self.codebook.rate(distance), most)
         self.next_step = step + self.rate
         return self.rate
+
+
+def longest_rate(error: float, reach: int, bound: float) -> float:
+    """The largest rate on whose way no reused step is expected to err by more than `bound`.
+
+    error: relative, of the last forecast, `reach` steps after the computed step before.  An error of
+    extrapolation grows with the square of the reach, and that of a rate's last reused step is at rate - 1.
+    Not finite: 1.
+    """
+    if not math.isfinite(error):
+        return 1
+    return math.inf if error == 0 else 1 + math.floor(reach * math.sqrt(bound / error))
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from adacache.config import AdaCacheConfig
 from adacache.metric import residual_distance
 from adacache.moreg import motion_factor, motion_gradient, motion_score, regularized_distance
 from adacache.residual import ResidualCache, StackCache
-from adacache.schedule import AdaptiveSchedule, FixedSchedule
+from adacache.schedule import AdaptiveSchedule, FixedSchedule, longest_rate
 from adacache.signature import Signature
 from adacache.step_clock import StepClock
 from adacache.trace import Decision, Trace, VideoTrace
@@ -48,6 +48,11 @@ class Group:
         self.motion_now: Tensor | None = None    # m of the running step's deepest probe: [], on the device
         self.stored_under: dict[str, Any] = {}   # watched arguments of its last computed step
         self.record = VideoTrace()
+
+    def clocks(self, step: int) -> tuple[int, int]:
+        """Steps from the last computed one before `step`, and between the last two; 0 where there is none."""
+        before = [-1, -1, *(done for done in self.record.computed_steps if done < step)][-2:]
+        return (step - before[1] if before[1] >= 0 else 0), (before[1] - before[0] if before[0] >= 0 else 0)
 
 
 class Session:
@@ -119,6 +124,10 @@ class Session:
             cache.reuse, cache.rows = not due, None
             if isinstance(cache, StackCache):
                 cache.due, cache.waiting = sorted(due), sorted(set(range(self.rows)) - set(due))
+                # rows take turns between the groups: row r is of group r modulo their number
+                clocks = [group.clocks(self.step) for group in self.groups]
+                by_row = [clocks[row % len(clocks)] for row in range(self.rows)]
+                cache.reach, cache.gap = zip(*by_row, strict=True)
             if len(due) == self.rows:
                 cache.forget_stored()
 
@@ -154,34 +163,52 @@ class Session:
             for group in due:
                 group.record.computed_steps.append(self.step)
             with self.clock.deciding():
-                self._decide([group for group in due if group.distances])
+                self._decide(due)
             self.cache_bytes = max(self.cache_bytes, held_bytes(self.caches))
         self._running = False
         self.step += 1
 
-    def _decide(self, groups: Sequence[Group]) -> None:
+    def _decide(self, due: Sequence[Group]) -> None:
         """The decisions of a computed step: none at step 0, and never any under a fixed schedule."""
-        if not groups:
+        if not due[0].distances:
             return
-        found = [torch.stack([*group.distances, group.motion_now]) for group in groups]
-        numbers = torch.stack(found).tolist()  # the device sync of a computed step, for all groups at once
-        for group, (*distances, motion) in zip(groups, numbers, strict=True):
-            self._plan(group, sum(distances) / len(distances), motion)
+        found = [torch.cat([torch.stack([*group.distances, group.motion_now]),
+                            *self._learnt(i, len(due), group)]) for i, group in enumerate(due)]
+        probes = len(due[0].distances)
+        # the device sync of a computed step, for all groups at once
+        for group, numbers in zip(due, torch.stack(found).tolist(), strict=True):
+            distances, motion, learnt = numbers[:probes], numbers[probes], numbers[probes + 1 :]
+            self._plan(group, sum(distances) / probes, motion, *learnt)
             group.distances = []
 
-    def _plan(self, group: Group, change: float, motion: float) -> None:
-        """change: relative, since the last computed step, mean over the probes.  motion: m."""
+    def _learnt(self, index: int, count: int, group: Group) -> list[Tensor]:
+        """The forecast's squared error and its norm, and the weights: [2], [order], or nothing."""
+        stack = next((cache for cache in self.caches if isinstance(cache, StackCache)), None)
+        if stack is None or stack.forecast is None:
+            return []
+        return [stack.forecast.missed[index::count].sum(0), stack.forecast.weights[group.rows].mean(0)]
+
+    def _plan(self, group: Group, change: float, motion: float, missed: float | None = None,
+              norm: float = 0.0, *weights: float) -> None:
+        """change: relative, since the last computed step, mean over the probes.  motion: m.
+
+        missed, norm: squares, of the forecast's error and of the true residual.
+        """
         moreg, schedule = self.config.moreg, group.schedule
+        reach, _ = group.clocks(self.step)
         # as published, the planned rate, even where the run's last steps come before they are due
-        steps = self.step - group.record.computed_steps[-2] if group.unplanned else schedule.rate
+        steps = reach if group.unplanned else schedule.rate
         distance = change / steps
         gradient = motion_gradient(motion, group.motion, steps, moreg.gradient) if moreg else 0.0
         regularized = regularized_distance(distance, motion, gradient)
         if not math.isfinite(regularized):
             logger.warning("step %d: no finite distance (c %g, m %g, g %g), so the next step is computed",
                            self.step, distance, motion, gradient)
-        rate = schedule.plan(self.step, regularized)
-        group.record.decisions.append(Decision(self.step, distance, motion, gradient, regularized, rate))
+        error = None if missed is None else math.sqrt(missed / norm) if norm > 0 else math.nan
+        most = math.inf if self.config.guard is None else longest_rate(error, reach, self.config.guard)
+        rate = schedule.plan(self.step, regularized, most)
+        group.record.decisions.append(
+            Decision(self.step, distance, motion, gradient, regularized, rate, error, tuple(weights)))
         group.motion = motion
 
     def check_complete(self) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,8 @@ class Decision:
     step: from 0.  distance: c, per step, mean over the probes.  motion: m; 1 outside MoReg's window.
     motion_gradient: g.  regularized_distance: c (m + |g|), which the codebook turns into the rate.
     rate: steps to the next computed one.
+    error: of what reuse or forecast would have added at this step, relative to the true residual; None where
+    neither forecast nor guard asked for it.  weights: w1, w2 of the forecasts that follow.
     """
 
     step: int
@@ -26,6 +28,8 @@ class Decision:
     motion_gradient: float
     regularized_distance: float
     rate: int
+    error: float | None = None
+    weights: tuple[float, ...] = ()
 
 
 @dataclass
@@ -61,7 +65,7 @@ class Trace:
         signature = {} if self.signature is None else {"signature": self.signature.to_json()}
         return {"num_steps": self.num_steps, **signature, "videos": [
             {"computed_steps": list(video.computed_steps),
-             "decisions": [{k: finite_or_none(v) for k, v in asdict(d).items()} for d in video.decisions]}
+             "decisions": [decision_to_json(d) for d in video.decisions]}
             for video in self.videos
         ]}
 
@@ -107,8 +111,18 @@ def video_from(data: Mapping[str, Any]) -> VideoTrace:
     return VideoTrace(list(data["computed_steps"]), [decision_from(d) for d in data.get("decisions", [])])
 
 
+def decision_to_json(decision: Decision) -> dict[str, Any]:
+    """What was not asked for, the error and the weights, is left out."""
+    data = {name: value for name, value in asdict(decision).items() if value not in (None, ())}
+    return {name: list(value) if isinstance(value, tuple) else finite_or_none(value)
+            for name, value in data.items()}
+
+
 def decision_from(data: Mapping[str, Any]) -> Decision:
-    return Decision(**{f.name: math.nan if data[f.name] is None else data[f.name] for f in fields(Decision)})
+    found = {f.name: data[f.name] for f in fields(Decision) if f.name in data or f.default is MISSING}
+    weights = tuple(found.pop("weights", ()))
+    return Decision(**{name: math.nan if value is None else value for name, value in found.items()},
+                    weights=weights)
 
 
 def finite_or_none(value: float) -> float | None:

@@ -1,8 +1,8 @@
 """Time denoising with and without a cache: `python scripts/benchmark.py CONFIG [--repeats 7] [--json FILE]`.
 
-Runs alternate in one process; numbers are medians, and ratios medians of the ratios of neighbouring runs.
-`--batch N` denoises N held-out prompts together: computed steps are then means over the videos, and efficiency
-tells what their different schedules cost (1: every video pays for its own computed steps alone).
+Runs alternate in one process; numbers are medians, ratios medians of the ratios of neighbouring runs.
+`--batch N` denoises N held-out prompts together: computed steps are then means over the videos, and
+efficiency tells what their different schedules cost (1: a video pays for its own computed steps alone).
 CONFIG is an inference config; its AdaCache (or that of --adacache) is compared with computing every step.
 """
 from __future__ import annotations

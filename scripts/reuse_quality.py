@@ -1,0 +1,168 @@
+"""How near the uncached video each method comes: `[torchrun ...] python scripts/reuse_quality.py CONFIG`.
+
+CONFIG is an inference config of the embedded model with `methods`: {name: dict(steps=..., adacache=...)}.
+`steps` are those of the sampler (default: the config's); without `adacache` every one is computed.  PSNR is
+that of the decoded video against the one with all steps; a method's gain is the mean of the differences,
+prompt by prompt, to the method that its `against` names.  Intervals are 95 %.
+"""
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from statistics import NormalDist
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from cache_choice import checked_settings, open_cache
+from exit_status import exit_status
+from mmengine.config import DictAction
+from rich.console import Console
+from rich.table import Table
+from skimage.metrics import peak_signal_noise_ratio
+
+from adacache import AdaCacheConfig
+from opensora.datasets.shapes import held_out_prompts
+from opensora.parallel import process_group, rank, world_size
+from opensora.pipeline import Pipeline
+from opensora.utils.config import check_keys, read_config
+from opensora.utils.inference_config import InferenceConfig
+from opensora.utils.sample_request import SampleRequest, plan_samples
+
+KEYS = ("steps", "adacache", "against")
+
+
+@dataclass(frozen=True)
+class Method:
+    """steps: of the sampler.  cache: None computes each.  against: the method to compare with, or None."""
+
+    steps: int
+    cache: AdaCacheConfig | None
+    against: str | None
+
+
+def read_methods(given: Mapping[str, Mapping[str, Any]], steps: int) -> dict[str, Method]:
+    """Raises ValueError or TypeError naming what is wrong."""
+    methods = {}
+    for name, values in given.items():
+        check_keys(values, KEYS, f"methods.{name}")
+        settings, against = values.get("adacache"), values.get("against")
+        if against is not None and against not in given:
+            raise ValueError(f"methods.{name}.against={against!r}; allowed: {', '.join(given)}")
+        methods[name] = Method(values.get("steps", steps), settings and checked_settings(settings), against)
+    return methods
+
+
+def sample(pipeline: Pipeline, requests: list[SampleRequest],
+           method: Method) -> tuple[list[np.ndarray], list[int]]:
+    """Videos and computed steps of one batch."""
+    pipeline.scheduler.num_sampling_steps = method.steps
+    samples = pipeline.generate(requests, partial(open_cache, method.cache))
+    counts = []
+    for made in samples:
+        run = made.runs[0]
+        trace = run.context.trace if run.context else None
+        counts.append(len(trace[run.row if len(trace) > 1 else 0].computed_steps) if trace else method.steps)
+    return [made.video.clamp(-1, 1).numpy() for made in samples], counts
+
+
+def measure(pipeline: Pipeline, requests: list[SampleRequest], methods: Mapping[str, Method], steps: int,
+            batch: int) -> dict[str, list[tuple[float, int]]]:
+    """Method -> (PSNR in dB, computed steps) of every request, those of this process."""
+    found: dict[str, list[tuple[float, int]]] = {name: [] for name in methods}
+    for start in range(0, len(requests), batch):
+        chunk = requests[start : start + batch]
+        truth, _ = sample(pipeline, chunk, Method(steps, None, None))
+        for name, method in methods.items():
+            videos, counts = sample(pipeline, chunk, method)
+            found[name] += [(float(peak_signal_noise_ratio(a, b, data_range=2)), count)
+                            for a, b, count in zip(truth, videos, counts, strict=True)]
+        logging.info("%d of %d prompts", start + len(chunk), len(requests))
+    return found
+
+
+def interval(values: np.ndarray) -> float:
+    """Half of the 95 % interval of the mean."""
+    if len(values) < 2:
+        return 0.0
+    return NormalDist().inv_cdf(0.975) * values.std(ddof=1) / len(values) ** 0.5
+
+
+def summary(found: Mapping[str, list[tuple[float, int]]], methods: Mapping[str, Method]) -> dict[str, Any]:
+    result = {}
+    for name, method in methods.items():
+        psnr, counts = (np.array(values, float) for values in zip(*found[name], strict=True))
+        result[name] = {
+            "computed": counts.mean(), "computed_least": counts.min(), "computed_most": counts.max(),
+            "psnr": psnr.mean(), "psnr_interval": interval(psnr), "psnr_worst": psnr.min()}
+        if method.against:
+            gain = psnr - np.array([value for value, _ in found[method.against]])
+            result[name] |= {"against": method.against, "gain": gain.mean(), "gain_interval": interval(gain),
+                             "gain_worst": gain.min()}
+    return {name: {k: float(v) if not isinstance(v, str) else v for k, v in row.items()}
+            for name, row in result.items()}
+
+
+def table(result: Mapping[str, Mapping[str, Any]], prompts: int) -> Table:
+    shown = Table("method", "computed steps", "PSNR, dB", "worst", "gain, dB", "worst", "against",
+                  title=f"{prompts} held-out prompts")
+    for name, row in result.items():
+        steps = f"{row['computed']:.1f} ({row['computed_least']:.0f} to {row['computed_most']:.0f})"
+        gain = ("", "", "") if "against" not in row else (
+            f"{row['gain']:+.2f} ± {row['gain_interval']:.2f}", f"{row['gain_worst']:+.1f}", row["against"])
+        shown.add_row(name, steps, f"{row['psnr']:.2f} ± {row['psnr_interval']:.2f}",
+                      f"{row['psnr_worst']:.1f}", *gain)
+    return shown
+
+
+def evaluate(args: argparse.Namespace) -> None:
+    values = read_config(args.config, args.cfg_options).to_dict()
+    given = values.pop("methods", None)
+    if not isinstance(given, dict) or not given:
+        raise ValueError(f"{args.config} has no methods; allowed: methods = {{name: dict(adacache=...)}}")
+    config = InferenceConfig.from_dict(values, args.config)
+    steps = config.scheduler["num_sampling_steps"]
+    methods = read_methods(given, steps)
+    prompts = held_out_prompts(args.prompts, args.prompt_seed)
+    config = replace(config, prompt=prompts, batch_size=args.batch)
+    pipeline, requests = Pipeline.load(config), plan_samples(config)
+    parts = [measure(pipeline, requests[rank() :: world_size()], methods, steps, args.batch)] * world_size()
+    if world_size() > 1:
+        dist.all_gather_object(parts, parts[0])
+    found = {name: [pair for part in parts for pair in part[name]] for name in methods}
+    result = summary(found, methods)
+    if rank() == 0:
+        Console(width=140).print(table(result, args.prompts))
+        if args.json:
+            found = {"config": args.config, "prompts": args.prompts, "methods": result}
+            args.json.write_text(json.dumps(found, indent=2) + "\n")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("config")
+    parser.add_argument("--prompts", type=int, default=64, metavar="N")
+    parser.add_argument("--prompt-seed", type=int, default=0, metavar="N",
+                        help="other prompts, to choose settings by; 0 are those that are reported")
+    parser.add_argument("--batch", type=int, default=8, metavar="N", help="videos together")
+    parser.add_argument("--json", type=Path, metavar="FILE")
+    parser.add_argument("--cfg-options", nargs="+", action=DictAction, metavar="KEY=VALUE")
+    args = parser.parse_args()
+    logging.getLogger("adacache").setLevel(logging.ERROR)
+
+    def run() -> None:
+        with process_group(), torch.no_grad():
+            evaluate(args)
+
+    return exit_status(run)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
