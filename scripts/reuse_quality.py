@@ -82,10 +82,16 @@ def measure(pipeline: Pipeline, requests: list[SampleRequest], methods: Mapping[
         truth, _ = sample(pipeline, chunk, Method(steps, None, None))
         for name, method in methods.items():
             videos, counts = sample(pipeline, chunk, method)
-            found[name] += [(float(peak_signal_noise_ratio(a, b, data_range=2)), count)
-                            for a, b, count in zip(truth, videos, counts, strict=True)]
+            found[name] += [(psnr(*pair), count)
+                            for *pair, count in zip(truth, videos, counts, strict=True)]
         logging.info("%d of %d prompts", start + len(chunk), len(requests))
     return found
+
+
+def psnr(truth: np.ndarray, video: np.ndarray) -> float:
+    """In dB, of values in [-1, 1]; 100 where nothing differs."""
+    with np.errstate(divide="ignore"):
+        return min(100.0, float(peak_signal_noise_ratio(truth, video, data_range=2)))
 
 
 def interval(values: np.ndarray) -> float:
@@ -98,12 +104,12 @@ def interval(values: np.ndarray) -> float:
 def summary(found: Mapping[str, list[tuple[float, int]]], methods: Mapping[str, Method]) -> dict[str, Any]:
     result = {}
     for name, method in methods.items():
-        psnr, counts = (np.array(values, float) for values in zip(*found[name], strict=True))
+        quality, counts = (np.array(values, float) for values in zip(*found[name], strict=True))
         result[name] = {
             "computed": counts.mean(), "computed_least": counts.min(), "computed_most": counts.max(),
-            "psnr": psnr.mean(), "psnr_interval": interval(psnr), "psnr_worst": psnr.min()}
+            "psnr": quality.mean(), "psnr_interval": interval(quality), "psnr_worst": quality.min()}
         if method.against:
-            gain = psnr - np.array([value for value, _ in found[method.against]])
+            gain = quality - np.array([value for value, _ in found[method.against]])
             result[name] |= {"against": method.against, "gain": gain.mean(), "gain_interval": interval(gain),
                              "gain_worst": gain.min()}
     return {name: {k: float(v) if not isinstance(v, str) else v for k, v in row.items()}

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from pathlib import Path
 
 import torch
@@ -29,10 +30,11 @@ def write_shard(folder: Path, number: int, z: Tensor, texts: list[str]) -> None:
 class LatentDataset(torch.utils.data.Dataset):
     """Items: `z` [C, t, h, w], bf16, and `text`.  Reads all shards that are there when it is made.
 
-    Raises FileNotFoundError where there is none.
+    captions: a regular expression; clips whose caption it does not match from the start are left out.
+    Raises FileNotFoundError where there is no shard, ValueError where no caption matches.
     """
 
-    def __init__(self, folder: str, limit: int | None = None) -> None:
+    def __init__(self, folder: str, limit: int | None = None, captions: str | None = None) -> None:
         shards = sorted(Path(folder).glob("*.safetensors"))
         if not shards:
             raise FileNotFoundError(f"dataset.folder={folder!r} holds no shards; make them with "
@@ -42,7 +44,11 @@ class LatentDataset(torch.utils.data.Dataset):
             with safe_open(shard, "pt") as file:
                 z.append(file.get_tensor("z"))
                 texts += json.loads(file.metadata()["texts"])
-        self.z, self.texts = torch.cat(z)[:limit], texts[:limit]
+        kept = [i for i, text in enumerate(texts[:limit]) if captions is None or re.match(captions, text)]
+        if not kept:
+            raise ValueError(f"dataset.captions={captions!r} matches none; allowed: a start of e.g. "
+                             f"{texts[0]!r}")
+        self.z, self.texts = torch.cat(z)[kept], [texts[i] for i in kept]
 
     def __len__(self) -> int:
         return len(self.texts)

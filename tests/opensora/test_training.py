@@ -129,6 +129,18 @@ def test_cached_latents_come_back_with_their_captions(tmp_path):
         LatentDataset(str(tmp_path / "none"))
 
 
+def test_clips_can_be_chosen_by_their_captions(tmp_path):
+    texts = latent_folder(tmp_path, clips=20)
+    chosen = LatentDataset(str(tmp_path), captions="a .* moves")
+    assert [item["text"] for item in map(chosen.__getitem__, range(len(chosen)))] == [
+        text for text in texts if text.startswith("a ") and " moves" in text]
+    assert 0 < len(chosen) < 20
+    assert [float(chosen[i]["z"].mean()) for i in range(len(chosen))] == [
+        float(i) for i, text in enumerate(texts) if text in chosen.texts]
+    with pytest.raises(ValueError, match="dataset.captions='x' matches none"):
+        LatentDataset(str(tmp_path), captions="x")
+
+
 def test_every_clip_comes_once_an_epoch_whatever_the_number_of_ranks(tmp_path):
     latent_folder(tmp_path)
     text_encoder = new_t5("shapes", 32, d_model=16, num_layers=1, num_heads=2, d_ff=16)

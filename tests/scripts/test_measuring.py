@@ -9,8 +9,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+import opensora.models  # noqa: F401  registers the text encoder
 from opensora.datasets.shapes import held_out_prompts
 from opensora.datasets.video_io import read_image, read_video, save_sample
+from opensora.registry import MODELS, build_module
 
 SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
 
@@ -99,6 +101,56 @@ def test_adherence_is_held_against_rendered_clips_through_the_autoencoder(script
     assert found["ratio"] == pytest.approx(found["mean"] / found["bound"])
     assert found["mean"] < 0.7 < 0.95 < found["bound"] <= 1
     assert read_image(sheet).shape[1] == 2 * (6 * 128 + 8)
+
+
+def test_methods_are_compared_prompt_by_prompt(script, tmp_path, monkeypatch):
+    config, out = tmp_path / "methods.py", tmp_path / "methods.json"
+    base = SCRIPTS.parent / "configs/shapes/sample.py"
+    config.write_text(f"""_base_ = {str(base)!r}
+methods = dict(
+    all=dict(steps=6),
+    few=dict(steps=3),
+    cached=dict(adacache=dict(codebook=[(9.0, 2)], probes=["temporal_blocks.2.attn"]), against="few"))
+""")
+    monkeypatch.setattr(sys, "argv", ["reuse_quality.py", str(config), "--prompts", "2", "--json", str(out),
+                                      "--cfg-options", "scheduler.num_sampling_steps=6"])
+    assert script("reuse_quality").main() == 0
+    found = json.loads(out.read_text())["methods"]
+    assert found["all"]["psnr"] > 80 and found["all"]["computed"] == 6
+    assert found["few"]["computed"] == 3 and "gain" not in found["few"]
+    assert found["cached"]["computed"] == 5  # 0, 1, 3, 4, 5
+    assert found["cached"]["gain"] == pytest.approx(found["cached"]["psnr"] - found["few"]["psnr"])
+    config.write_text(config.read_text().replace('against="few"', 'against="none"'))
+    assert script("reuse_quality").main() == 2
+
+
+def test_intervals_and_gains_by_hand(script):
+    quality = script("reuse_quality")
+    methods = {"a": quality.Method(30, None, None), "b": quality.Method(30, None, "a")}
+    found = quality.summary({"a": [(20.0, 30), (30.0, 30)], "b": [(22.0, 8), (31.0, 12)]}, methods)["b"]
+    assert (found["computed"], found["computed_least"], found["computed_most"]) == (10, 8, 12)
+    assert (found["psnr"], found["psnr_worst"]) == (26.5, 22)
+    # gains 2 and 1: sd .707, over the root of two prompts, times 1.96
+    assert (found["gain"], found["gain_worst"]) == (1.5, 1.0)
+    assert found["gain_interval"] == pytest.approx(1.96 * 0.5, rel=1e-3)
+
+
+def test_words_that_an_encoder_confuses_are_set_apart(script, tiny, tmp_path, monkeypatch, capsys):
+    words = ["left", "right", "up", "down"]
+    shipped, out = SCRIPTS.parent / "opensora/assets/shapes/text_encoder", tmp_path / "out"
+    monkeypatch.setattr(sys, "argv", ["separate_words.py", str(shipped), str(out), *words, "--draws", "3"])
+    assert script("separate_words").main() == 0
+    least = float(capsys.readouterr().out.split(": ")[1])
+    encoders = [build_module(dict(type="t5", from_pretrained=str(path), model_max_length=32, device="cpu"),
+                             MODELS) for path in (shipped, out)]
+    ids = encoders[0].tokenize([" ".join(words)])[0][0, :4].tolist()
+    before, after = (encoder.model.get_input_embeddings().weight for encoder in encoders)
+    others = [i for i in range(len(before)) if i not in ids]
+    assert torch.equal(before[others], after[others])
+    products = after[ids] @ after[ids].T
+    assert (products - products.diag().diag()).abs().max() < 1e-3 * products.diag().min()
+    captions = [script("separate_words").CAPTION.format(word) for word in words]
+    assert script("separate_words").least_distance(encoders[1], captions) == pytest.approx(least, abs=0.01)
 
 
 def test_the_picture_of_a_schedule_is_a_picture(script, tmp_path):

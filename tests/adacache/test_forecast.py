@@ -1,0 +1,160 @@
+"""Extrapolating the stack's residual: exact where it drifts steadily, plain reuse where it does not."""
+import math
+
+import pytest
+import torch
+from torch import Tensor, nn
+from toy_dit import noise, sample, toy
+
+from adacache import AdaCacheConfig, FixedSchedule, adaptive_cache, forecast
+from adacache.schedule import longest_rate
+
+STEPS = 24
+SOME = FixedSchedule((0, 1, 2, 4, 7, 11, 16, 21), STEPS)
+
+
+class Drifting(nn.Module):
+    """Its stack adds residuals[step], whatever x is; its one block is probed."""
+
+    def __init__(self, residuals: Tensor) -> None:
+        super().__init__()
+        self.residuals, self.residual_cache, self.block = residuals, None, nn.Module()
+        self.block.residual_cache = None
+
+    def forward(self, x: Tensor, step: int) -> Tensor:
+        def blocks(x: Tensor, rows: list[int] | None) -> Tensor:
+            residual = self.residuals[step]
+            if self.block.residual_cache is not None:
+                self.block.residual_cache.save(1, attn=residual.clone())
+            return x + residual
+
+        return self.residual_cache.run(x, 1, blocks)
+
+
+def added(residuals: Tensor, **settings) -> tuple[Tensor, object]:
+    """What every step added: [steps, 2, (T S), C], and the session."""
+    model = Drifting(residuals)
+    config = AdaCacheConfig(**{"schedule": SOME, "probes": ["block.attn"], "codebook": [(9.0, 4)],
+                               **settings})
+    zero = torch.zeros_like(residuals[0])
+    with torch.no_grad(), adaptive_cache(model, config, STEPS) as session:
+        return torch.stack([model(zero, step) for step in range(STEPS)]), session
+
+
+def polynomial(*coefficients: float) -> Tensor:
+    """sum of c_i step^i with directions of their own: [steps, 2, 6, 8], fp64."""
+    step = torch.arange(STEPS, dtype=torch.float64)[:, None, None, None]
+    return sum(c * step**i * noise(seed=i).double() for i, c in enumerate(coefficients))
+
+
+def errors(found: Tensor, truth: Tensor) -> Tensor:
+    """Of every step, relative: [steps]."""
+    return (found - truth).flatten(1).norm(dim=1) / truth.flatten(1).norm(dim=1)
+
+
+@pytest.mark.parametrize("order, truth, known_from", [
+    (1, polynomial(1.0, 0.3), 2),           # three computed steps: a slope, and what it was worth
+    (2, polynomial(1.0, 0.3), 2),
+    (2, polynomial(1.0, 0.3, 0.05), 4),     # one more for the curvature
+])
+def test_a_steady_drift_is_foretold_exactly(order, truth, known_from, monkeypatch):
+    monkeypatch.setattr(forecast, "RIDGE", 0.0)
+    found, _ = added(truth, forecast=order)
+    assert errors(found, truth)[known_from:].max() < 1e-5
+    assert errors(added(truth, forecast=0)[0], truth).max() > 0.1
+
+
+def test_the_damping_that_noise_asks_for_costs_little_where_there_is_none():
+    truth = polynomial(1.0, 0.3, 0.01)
+    reuse, damped = (errors(added(truth, forecast=order)[0], truth)[5:].mean() for order in (0, 2))
+    assert damped < 0.2 * reuse
+
+
+def test_what_nothing_foretells_is_reused_as_it_is():
+    truth = torch.randn(STEPS, 2, 6, 8, generator=torch.Generator().manual_seed(0))
+    truth[1::2] *= -1
+    reuse, _ = added(truth, forecast=0)
+    for order in (1, 2):
+        found, _ = added(truth, forecast=order)
+        assert torch.equal(found[:3], reuse[:3])  # no history yet
+        assert errors(found, truth).mean() < 1.1 * errors(reuse, truth).mean()
+
+
+def test_the_error_in_the_trace_is_that_of_what_would_have_been_added():
+    grain = torch.randn(STEPS, 2, 6, 8, generator=torch.Generator().manual_seed(0))
+    truth = polynomial(1.0, 0.3, 0.05) + 0.1 * grain
+    for order in (0, 1, 2):
+        _, session = added(truth, forecast=order, schedule=None, guard=1e9)
+        computed = session.trace[0].computed_steps
+        for decision in session.trace[0].decisions:
+            # the same run, but at this step the cache goes on reusing
+            until = [step for step in computed if step < decision.step]
+            found, _ = added(truth, forecast=order, schedule=FixedSchedule(tuple(until), STEPS))
+            expected = errors(found, truth)[decision.step].item()
+            assert decision.error == pytest.approx(expected, rel=1e-4, abs=1e-6)
+            assert len(decision.weights) == order
+
+
+def test_without_forecast_and_guard_nobody_asks_for_the_error():
+    _, session = added(polynomial(1.0, 0.3), schedule=None)
+    assert {(d.error, d.weights) for d in session.trace[0].decisions} == {(None, ())}
+    assert "error" not in session.trace.to_json()["videos"][0]["decisions"][0]
+
+
+def test_each_order_is_one_more_tensor():
+    truth = polynomial(1.0, 0.3)
+    held = [added(truth, forecast=order)[1].cache_bytes for order in (0, 1, 2)]
+    assert held == [n * truth[0].nbytes for n in (1, 2, 3)]
+
+
+@pytest.mark.parametrize("order", [1, 2])
+def test_a_video_s_forecast_is_its_own_in_any_batch(order):
+    model, x = toy(), noise(rows=6, seed=3) * torch.linspace(0.3, 3.0, 3).repeat(2)[:, None, None]
+    config = AdaCacheConfig(codebook=[(0.105, 5), (0.112, 4), (0.12, 3), (9.0, 2)], probes=["blocks.1.attn"],
+                            forecast=order, guard=0.05)
+    with adaptive_cache(model, config, STEPS) as together:
+        out = sample(model, STEPS, x)
+    for video in range(3):
+        with adaptive_cache(model, config, STEPS) as alone:
+            own = sample(model, STEPS, x[video::3])
+        assert alone.trace[0].computed_steps == together.trace[video].computed_steps
+        torch.testing.assert_close(out[video::3], own, rtol=1e-5, atol=1e-6)
+    assert len({tuple(v.computed_steps) for v in together.trace}) > 1, "the test shows nothing"
+
+
+def test_a_replay_forecasts_the_same_and_waits_for_no_device():
+    model, x = toy(), noise()
+    settings = dict(codebook=[(0.105, 5), (0.12, 3), (9.0, 2)], probes=["blocks.1.attn"], forecast=2)
+    with adaptive_cache(model, AdaCacheConfig(**settings), STEPS) as session:
+        recorded = sample(model, STEPS, x)
+    replay = FixedSchedule.from_json(session.trace.to_json())
+    with adaptive_cache(model, AdaCacheConfig(**settings, schedule=replay), STEPS):
+        assert torch.equal(sample(model, STEPS, x), recorded)
+    model.to("meta")  # where nobody can wait for a number
+    with adaptive_cache(model, AdaCacheConfig(**settings, schedule=replay), STEPS):
+        sample(model, STEPS, x.to("meta"))
+
+
+@pytest.mark.parametrize("error, reach, bound, rate", [
+    (0.04, 1, 0.01, 1),    # twice too much at one step
+    (0.01, 1, 0.01, 2),    # just right one step ahead: the next but one is computed
+    (0.01, 3, 0.04, 7),    # twice as far: 6 steps reused at most
+    (0.0, 3, 0.04, math.inf),
+    (math.nan, 3, 0.04, 1),
+    (math.inf, 3, 0.04, 1),
+])
+def test_the_guard_s_longest_rate(error, reach, bound, rate):
+    assert longest_rate(error, reach, bound) == rate
+
+
+def test_the_guard_caps_the_codebook():
+    truth = polynomial(1.0, 0.3)
+    _, free = added(truth, schedule=None, codebook=[(9.0, 6)])
+    assert free.trace[0].computed_steps == [0, 1, 7, 13, 19, 22, 23]
+    _, guarded = added(truth, schedule=None, codebook=[(9.0, 6)], guard=0.1)
+    for decision in guarded.trace[0].decisions:
+        assert 1 <= decision.rate <= 6
+    assert len(guarded.trace[0].computed_steps) > 7
+    found, _ = added(truth, schedule=None, codebook=[(9.0, 6)], guard=0.1)
+    # reuse errs linearly, not with the square: the guard is on the safe side after the first steps
+    assert errors(found, truth)[8:].max() < 0.15
