@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -30,6 +31,7 @@ def adaptive_cache(model: nn.Module, config: AdaCacheConfig, num_steps: int) -> 
         raise RuntimeError("the model is inside a `with adaptive_cache(...)` already; allowed: one at a time")
     check_num_steps(config, num_steps)
     session = Session(config, num_steps, model_name(model))
+    config = session.config
     caches = make_caches(config, slots, session)
     session.caches = list(caches.values())
     signature = inspect.signature(model.forward)
@@ -102,7 +104,7 @@ def make_caches(config: AdaCacheConfig, slots: Mapping[str, nn.Module],
     caches = {path: ResidualCache(path, by_block, probed.get(path, ()), session.measure)
               for path in blocks if by_block or path in probed}
     if STACK in slots:
-        wanted = config.forecast or config.guard is not None
+        wanted = config.forecast or config.guard < math.inf
         caches[STACK] = StackCache(STACK, not by_block, tuple(caches.values()),
                                    Forecast(config.forecast) if wanted else None)
     return caches

@@ -20,6 +20,8 @@ PUBLISHED = {
     },
 }
 PRESETS = {**PUBLISHED, **{f"published-{name}": tables for name, tables in PUBLISHED.items()}}
+# what the shipped presets add to the published codebook: order of the forecast, and guard (docs/method.md)
+ADDED = {"fast": (2, 0.1), "slow": (2, 0.03)}
 
 
 @dataclass(frozen=True)

@@ -2,12 +2,13 @@
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from types import MappingProxyType
 from typing import Any
 
-from adacache.codebook import Codebook, check_preset, nearest_steps
+from adacache.codebook import ADDED, Codebook, check_preset, nearest_steps
 from adacache.metric import METRICS
 from adacache.schedule import FixedSchedule
 
@@ -81,9 +82,10 @@ class AdaCacheConfig:
     rows_per_video: with "video"; 2: conditional and unconditional rows in one call, all of the first kind
     before those of the second, as samplers with classifier-free guidance make it.  1: without guidance.
     forecast: 0 adds the stored residual as it is; 1 or 2 extrapolate it by that order, damped by how far the
-    last forecast held (`adacache.forecast`), for one more stored tensor each.
+    last forecast held (`adacache.forecast`), for one more stored tensor each.  None: as the preset, or as the
+    recorded schedule; otherwise 0.
     guard: largest relative error of the stack's residual to be expected on a reused step, judged by that at
-    the last computed one; it caps the rate.  None: no cap.
+    the last computed one; it caps the rate.  inf: no cap.  None: as the preset; otherwise no cap.
     recompute_on: arguments of the model's forward, such as Open-Sora's frame mask.  Where one is not what it
     was when the residuals were stored, the step is computed.
     schedule: computed steps known beforehand; what concerns decisions (codebook, probes, metric, moreg,
@@ -99,7 +101,7 @@ class AdaCacheConfig:
     granularity: str = "stack"
     decide: str = "video"
     rows_per_video: int = 2
-    forecast: int = 0
+    forecast: int | None = None
     guard: float | None = None
     recompute_on: tuple[str, ...] = ("x_mask",)
     schedule: FixedSchedule | None = None
@@ -114,11 +116,11 @@ class AdaCacheConfig:
         one_of("metric", self.metric, METRICS)
         one_of("granularity", self.granularity, ("stack", "block"))
         one_of("decide", self.decide, ("video", "row", "batch"))
-        if not is_whole(self.forecast, 0) or self.forecast > 2:
-            raise ValueError(f"forecast={self.forecast!r}; allowed: 0, 1, 2")
+        if self.forecast is not None and (not is_whole(self.forecast, 0) or self.forecast > 2):
+            raise ValueError(f"forecast={self.forecast!r}; allowed: None, 0, 1, 2")
         if self.guard is not None and (not is_number(self.guard) or not self.guard > 0):
             raise ValueError(f"guard={self.guard!r}; allowed: None, or a number above 0")
-        if self.granularity == "block" and (self.forecast or self.guard is not None):
+        if self.granularity == "block" and (self.forecast or self.guard not in (None, math.inf)):
             raise ValueError("forecast and guard look at the stack's residual; allowed: granularity='stack'")
         if not isinstance(self.any_signature, bool):
             raise ValueError(f"any_signature={self.any_signature!r}; allowed: True, False")
@@ -134,6 +136,20 @@ class AdaCacheConfig:
             raise ValueError(f"rows_per_video={self.rows_per_video!r}; allowed: whole numbers from 1")
         if self.num_steps is not None and not is_whole(self.num_steps, 1):
             raise ValueError(f"num_steps={self.num_steps!r}; allowed: whole numbers from 1, or None")
+
+    def resolved(self) -> AdaCacheConfig:
+        """With forecast and guard as numbers: what was chosen, or what preset and recorded schedule say.
+
+        Both look at the stack's residual; by block, where they were not asked for, there is neither.
+        """
+        order, guard = ADDED.get(self.codebook, (0, None)) if isinstance(self.codebook, str) else (0, None)
+        if self.schedule is not None:
+            order, guard = self.schedule.forecast, None
+        if self.granularity == "block":
+            order, guard = 0, None
+        order = order if self.forecast is None else self.forecast
+        guard = guard if self.guard is None else self.guard
+        return replace(self, forecast=order, guard=math.inf if guard is None else guard)
 
     def codebook_for(self, num_steps: int) -> Codebook:
         return Codebook.preset(self.codebook, num_steps) if isinstance(self.codebook, str) else self.codebook

@@ -1,6 +1,7 @@
 """What a cache will do to a model, told before any run."""
 from __future__ import annotations
 
+import math
 import sys
 
 from torch import nn
@@ -23,7 +24,7 @@ def explanation(model: nn.Module, config: AdaCacheConfig, num_steps: int,
 
     residual_shape: of one residual, rows x tokens x channels, for the size in bytes.
     """
-    slots = cache_slots(model)
+    slots, config = cache_slots(model), config.resolved()
     found = problems(model, config, num_steps)
     lines = [
         f"blocks: {len([path for path in slots if path != STACK])} with a slot"
@@ -64,7 +65,8 @@ def decides(config: AdaCacheConfig) -> str:
     if config.schedule is not None:
         return f"nothing; {who} follows its schedule"
     moreg = "with MoReg" if config.moreg else "without MoReg"
-    return f"{who}, by {config.metric} at {', '.join(config.probes)}, {moreg}"
+    guard = "" if config.guard == math.inf else f", errors up to {config.guard:g} expected"
+    return f"{who}, by {config.metric} at {', '.join(config.probes)}, {moreg}{guard}"
 
 
 def keeps(config: AdaCacheConfig, slots: dict[str, nn.Module], shape: tuple[int, int, int] | None,
@@ -72,8 +74,10 @@ def keeps(config: AdaCacheConfig, slots: dict[str, nn.Module], shape: tuple[int,
     blocks = {path: module for path, module in slots.items() if path != STACK}
     stored = 1 if config.granularity == "stack" else sum(
         len(getattr(block, "residual_names", (None,))) for block in blocks.values())
-    extra = probes_apart(config, blocks)
-    count = f"{stored + extra} residuals ({stored} to reuse, {extra} to compare)"
+    extra, ahead = probes_apart(config, blocks), config.forecast
+    parts = [f"{stored} to reuse", f"{extra} to compare", *([f"{ahead} to forecast"] if ahead else [])]
+    stored += ahead
+    count = f"{stored + extra} residuals ({', '.join(parts)})"
     if shape is None:
         return f"{count}, each rows x tokens x channels"
     rows, tokens, channels = shape

@@ -52,7 +52,7 @@ class FixedSchedule:
     """Computed steps known beforehand: no distance is measured and nothing waits for the device.
 
     steps: out of 0 to num_steps-1; or a list of such lists, one for each video of a batch.
-    signature: of the run in which they were recorded; another run is refused.
+    signature: of the run in which they were recorded; another run is refused.  forecast: that run's order.
     Raises ValueError where step 0 is missing, after which alone there is something to reuse, or where a step
     lies outside the run.
     """
@@ -60,6 +60,7 @@ class FixedSchedule:
     steps: tuple[int, ...] | tuple[tuple[int, ...], ...]
     num_steps: int
     signature: Signature | None = None
+    forecast: int = 0
 
     def __post_init__(self) -> None:
         each = isinstance(self.steps, list | tuple) and self.steps and all(
@@ -103,7 +104,7 @@ class FixedSchedule:
         trace = Trace.from_json(source)
         lists = [tuple(video.computed_steps) for video in trace]
         steps = lists[0] if len(set(lists)) == 1 else tuple(lists)
-        return cls(steps, trace.num_steps, trace.signature)
+        return cls(steps, trace.num_steps, trace.signature, trace.forecast)
 
 
 def checked_steps(steps: Iterable[int], num_steps: int) -> tuple[int, ...]:

@@ -59,7 +59,7 @@ class Session:
     """trace: the record of the run.  step: that runs, or comes next.  cache_bytes: held at most so far."""
 
     def __init__(self, config: AdaCacheConfig, num_steps: int, model: str = "") -> None:
-        self.config = config
+        self.config = config = config.resolved()
         self.model = model  # its name, for the signature
         self.num_steps = num_steps
         self.step = 0
@@ -67,7 +67,7 @@ class Session:
         self.caches: list[ResidualCache] = []  # those in the model's slots
         self.rows = 0                          # of the batch, known once the model is called
         self.groups: list[Group] = []
-        self.trace = Trace(num_steps, [])
+        self.trace = Trace(num_steps, [], forecast=config.forecast)
         self._running = False  # between begin_step and end_step
 
     def begin_step(self, x: Tensor, watched: Mapping[str, Any]) -> None:
@@ -205,7 +205,7 @@ class Session:
             logger.warning("step %d: no finite distance (c %g, m %g, g %g), so the next step is computed",
                            self.step, distance, motion, gradient)
         error = None if missed is None else math.sqrt(missed / norm) if norm > 0 else math.nan
-        most = math.inf if self.config.guard is None else longest_rate(error, reach, self.config.guard)
+        most = math.inf if self.config.guard == math.inf else longest_rate(error, reach, self.config.guard)
         rate = schedule.plan(self.step, regularized, most)
         group.record.decisions.append(
             Decision(self.step, distance, motion, gradient, regularized, rate, error, tuple(weights)))

@@ -44,12 +44,13 @@ class VideoTrace:
 class Trace:
     """One entry per schedule of the run: of each video, or of the whole batch with `decide="batch"`.
 
-    signature: of the run; None where it is not known.
+    signature: of the run; None where it is not known.  forecast: the order, 0 for plain reuse.
     """
 
     num_steps: int
     videos: list[VideoTrace]
     signature: Signature | None = None
+    forecast: int = 0
 
     def __len__(self) -> int:
         return len(self.videos)
@@ -63,7 +64,8 @@ class Trace:
     def to_json(self) -> dict[str, Any]:
         """Plain data for `json.dump`.  A number that is NaN or infinite, which JSON has not, becomes null."""
         signature = {} if self.signature is None else {"signature": self.signature.to_json()}
-        return {"num_steps": self.num_steps, **signature, "videos": [
+        forecast = {"forecast": self.forecast} if self.forecast else {}
+        return {"num_steps": self.num_steps, **signature, **forecast, "videos": [
             {"computed_steps": list(video.computed_steps),
              "decisions": [decision_to_json(d) for d in video.decisions]}
             for video in self.videos
@@ -81,7 +83,8 @@ class Trace:
             data = source if given else json.loads(Path(source).read_text(encoding="utf-8"))
             signature = data.get("signature")
             return cls(data["num_steps"], [video_from(video) for video in data.get("videos", [data])],
-                       None if signature is None else Signature.from_json(signature))
+                       None if signature is None else Signature.from_json(signature),
+                       data.get("forecast", 0))
         except FileNotFoundError:
             raise FileNotFoundError(f"no trace: {name} does not exist; allowed: a run's JSON file") from None
         except (KeyError, TypeError, AttributeError, ValueError, OSError) as error:

@@ -79,7 +79,8 @@ def benchmark(args: argparse.Namespace) -> dict[str, Any]:
     if args.batch:
         config = replace(config, prompt=held_out_prompts(args.batch), batch_size=args.batch)
     pipeline, requests = Pipeline.load(config), plan_samples(config)[: config.batch_size]
-    kinds = {"plain": None, "deciding": replace(cache, codebook=EVERY_STEP, schedule=None), "cached": cache}
+    deciding = replace(cache.resolved(), codebook=EVERY_STEP, schedule=None)
+    kinds = {"plain": None, "deciding": deciding, "cached": cache}
     runs: dict[str, list[Run]] = {kind: [] for kind in kinds}
     for repeat in range(-1, args.repeats):  # the first round warms up
         for kind in kinds:

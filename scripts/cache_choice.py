@@ -106,4 +106,4 @@ def clip_record(session: Session | None, row: int, num_steps: int) -> dict[str, 
         return {"computed_steps": list(range(num_steps)), "decisions": []}
     trace = session.trace.to_json()
     video = trace["videos"][row if len(trace["videos"]) > 1 else 0]
-    return {**video, "signature": trace["signature"]}
+    return {**video, **{key: trace[key] for key in ("signature", "forecast") if key in trace}}

@@ -1,22 +1,37 @@
-"""What to do between computed steps: 12 of 30."""
+"""12 and 8 of 30 steps: fewer steps, plain reuse and forecasts on given schedules."""
 _base_ = "../shapes/sample.py"
-even = [0, 2, 4, 6, 9, 11, 14, 17, 20, 23, 26, 29]
-dense = [0, 1, 2, 3, 4, 6, 9, 12, 15, 19, 24, 29]
-denser = [0, 1, 2, 3, 4, 5, 6, 9, 13, 18, 23, 29]
+# k of 30 steps at about 29 (i / (k - 1))^power
+twelve = {
+    "1": [0, 2, 5, 7, 10, 13, 15, 18, 21, 23, 26, 29],
+    "1.6": [0, 1, 2, 4, 6, 8, 11, 14, 17, 21, 25, 29],
+    "2": [0, 1, 2, 3, 4, 6, 9, 12, 15, 19, 24, 29],
+    "2.5": [0, 1, 2, 3, 4, 5, 6, 9, 13, 18, 23, 29],
+}
+eight = {
+    "1.6": [0, 1, 4, 7, 12, 17, 23, 29],
+    "2": [0, 1, 2, 5, 9, 15, 21, 29],
+    "2.5": [0, 1, 2, 4, 7, 12, 20, 29],
+    "3": [0, 1, 2, 3, 6, 11, 18, 29],
+}
 
 
-def fixed(steps, **settings):
+def fixed(steps, forecast=0):
     schedule = dict(num_steps=30, computed_steps=steps)
-    return dict(schedule=schedule, probes=["temporal_blocks.2.attn"], **settings)
+    return dict(schedule=schedule, probes=["temporal_blocks.2.attn"], forecast=forecast)
 
 
 methods = {
     "12 steps in all": dict(steps=12),
-    "evenly spread": dict(adacache=fixed(even)),
-    "reuse": dict(adacache=fixed(dense), against="12 steps in all"),
-    "forecast 1": dict(adacache=fixed(dense, forecast=1), against="reuse"),
-    "forecast 2": dict(adacache=fixed(dense, forecast=2), against="reuse"),
-    "reuse, denser": dict(adacache=fixed(denser), against="reuse"),
-    "forecast 2, denser": dict(adacache=fixed(denser, forecast=2), against="reuse"),
+    "8 steps in all": dict(steps=8),
+    **{f"12: reuse, power {power}": dict(adacache=fixed(steps), against="12 steps in all")
+       for power, steps in twelve.items()},
+    **{f"12: forecast {order}, power {power}": dict(adacache=fixed(twelve[power], order),
+                                                    against=f"12: reuse, power {power}")
+       for power in ("2", "2.5") for order in (1, 2)},
+    **{f"8: reuse, power {power}": dict(adacache=fixed(steps), against="8 steps in all")
+       for power, steps in eight.items()},
+    **{f"8: forecast {order}, power {power}": dict(adacache=fixed(eight[power], order),
+                                                   against=f"8: reuse, power {power}")
+       for power in ("2", "2.5", "3") for order in (1, 2)},
 }
-del even, dense, denser, fixed
+del twelve, eight, fixed

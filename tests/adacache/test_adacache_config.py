@@ -1,9 +1,11 @@
 """Settings: defaults, checks, and the published code's keys."""
+import math
 from dataclasses import FrozenInstanceError, replace
 
 import pytest
 
 from adacache import PUBLISHED_KEYS, AdaCacheConfig, Codebook, FixedSchedule, MoRegConfig
+from adacache.codebook import ADDED
 
 FAST_100 = {0.03: 12, 0.05: 10, 0.07: 8, 0.09: 6, 0.11: 4, 1.00: 3}
 
@@ -41,6 +43,10 @@ def test_an_unknown_key_is_named_with_near_ones(values, said):
     ({"metric": "l3"}, "metric='l3'; allowed: l1, l2, cosine"),
     ({"granularity": "layer"}, "granularity='layer'; allowed: stack, block"),
     ({"decide": "frame"}, "decide='frame'; allowed: video, row, batch"),
+    ({"forecast": 3}, "forecast=3; allowed: None, 0, 1, 2"),
+    ({"guard": 0}, "guard=0; allowed: None, or a number above 0"),
+    ({"granularity": "block", "forecast": 1}, "look at the stack's residual; allowed: granularity='stack'"),
+    ({"any_signature": 1}, "any_signature=1; allowed: True, False"),
     ({"rows_per_video": 0}, "rows_per_video=0; allowed: whole numbers from 1"),
     ({"probes": "temporal_blocks.13.attn"}, "probes='temporal_blocks.13.attn'; allowed: a list"),
     ({"probes": []}, "probes="),
@@ -114,3 +120,24 @@ def test_unknown_published_settings_are_errors():
 def test_a_bad_published_setting_is_named_as_published(key, value):
     with pytest.raises(ValueError, match=rf"^{key}=.*; allowed: "):
         AdaCacheConfig.from_published(do_cache=True, apply_moreg=True, **{key: value})
+
+
+def test_a_preset_brings_forecast_and_guard_and_a_codebook_of_one_s_own_neither():
+    def chosen(**settings) -> tuple[int, float]:
+        config = AdaCacheConfig(**settings).resolved()
+        return config.forecast, config.guard
+
+    assert chosen(codebook="fast") == ADDED["fast"] and chosen(codebook="slow") == ADDED["slow"]
+    for plain in ("published-fast", "published-slow", [(0.1, 3)]):
+        assert chosen(codebook=plain) == (0, math.inf)
+    assert chosen(codebook="fast", forecast=0, guard=math.inf) == (0, math.inf)
+    assert chosen(codebook=[(0.1, 3)], forecast=1, guard=0.2) == (1, 0.2)
+    assert chosen(codebook="fast", granularity="block") == (0, math.inf)
+    assert AdaCacheConfig.from_published(do_cache=True).resolved().forecast == 0
+
+
+def test_a_recorded_schedule_brings_the_forecast_of_its_run():
+    schedule = FixedSchedule((0, 2), 10, forecast=2)
+    assert AdaCacheConfig(schedule=schedule).resolved().forecast == 2
+    assert AdaCacheConfig(schedule=schedule, forecast=0).resolved().forecast == 0
+    assert AdaCacheConfig(schedule=FixedSchedule((0, 2), 10)).resolved().forecast == 0

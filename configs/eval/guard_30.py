@@ -1,0 +1,23 @@
+"""Schedules that every video finds for itself, against fixed ones of the same cost; 30 steps."""
+_base_ = "../shapes/sample.py"
+
+
+def adaptive(codebook="fast", **settings):
+    return dict(codebook=codebook, probes=["temporal_blocks.2.attn"], **settings)
+
+
+def fixed(steps):
+    return dict(schedule=dict(num_steps=30, computed_steps=steps), probes=["temporal_blocks.2.attn"], forecast=2)
+
+
+methods = {
+    "published fast": dict(adacache=adaptive("published-fast")),
+    "published fast, MoReg": dict(adacache=adaptive("published-fast", moreg=dict()), against="published fast"),
+    "published slow": dict(adacache=adaptive("published-slow")),
+    "fixed 12, forecast 2": dict(adacache=fixed([0, 1, 2, 3, 4, 6, 9, 12, 15, 19, 24, 29])),
+    "fast": dict(adacache=adaptive("fast"), against="fixed 12, forecast 2"),
+    "fixed 16, forecast 2": dict(adacache=fixed([0, 1, 2, 3, 4, 5, 6, 8, 10, 12, 14, 17, 20, 23, 26, 29])),
+    "slow": dict(adacache=adaptive("slow"), against="fixed 16, forecast 2"),
+    "fast, no forecast": dict(adacache=adaptive("fast", forecast=0), against="fast"),
+}
+del adaptive, fixed
