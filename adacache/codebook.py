@@ -9,6 +9,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 
+Pairs = Mapping[float, int] | Iterable[tuple[float, int]]
+
 # name: {number of steps: (threshold, rate), ...}
 PUBLISHED = {
     "fast": {
@@ -19,9 +21,24 @@ PUBLISHED = {
         30: ((0.08, 3), (0.16, 2), (0.24, 1), (0.32, 1), (0.40, 1), (1.00, 1)),
     },
 }
-PRESETS = {**PUBLISHED, **{f"published-{name}": tables for name, tables in PUBLISHED.items()}}
-# what the shipped presets add to the published codebook: order of the forecast, and guard (docs/method.md)
-ADDED = {"fast": (2, 0.1), "slow": (2, 0.03)}
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A codebook for every number of steps, and the settings that go with it (docs/method.md)."""
+
+    tables: Mapping[int, Pairs]
+    forecast: int = 0
+    guard: float = math.inf
+    as_published: bool = False
+
+
+PRESETS = {
+    "fast": Preset(PUBLISHED["fast"], forecast=2, guard=0.1),
+    "slow": Preset(PUBLISHED["slow"], forecast=2, guard=0.03),
+    "published-fast": Preset(PUBLISHED["fast"], as_published=True),
+    "published-slow": Preset(PUBLISHED["slow"], as_published=True),
+}
 
 
 @dataclass(frozen=True)
@@ -68,8 +85,9 @@ class Codebook:
     def preset(cls, name: str, num_steps: int) -> Codebook:
         """A published codebook; for a number of steps without one, that of the nearest number, rescaled."""
         check_preset(name)
-        nearest = nearest_steps(PRESETS[name], num_steps)
-        return cls(PRESETS[name][nearest]).rescaled(nearest, num_steps)
+        tables = PRESETS[name].tables
+        nearest = nearest_steps(tables, num_steps)
+        return cls(tables[nearest]).rescaled(nearest, num_steps)
 
 
 def check_preset(name: str) -> None:
@@ -80,9 +98,6 @@ def check_preset(name: str) -> None:
 def nearest_steps(published: Iterable[int], num_steps: int) -> int:
     """The published number of steps nearest to `num_steps`, as a ratio: 60 is nearer to 100 than to 30."""
     return min(published, key=lambda steps: abs(math.log(num_steps / steps)))
-
-
-Pairs = Mapping[float, int] | Iterable[tuple[float, int]]
 
 
 def checked_entries(entries: Pairs) -> tuple[tuple[float, int], ...]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields, replace
 from types import MappingProxyType
 from typing import Any
 
-from adacache.codebook import ADDED, Codebook, check_preset, nearest_steps
+from adacache.codebook import PRESETS, Codebook, Preset, check_preset, nearest_steps
 from adacache.metric import METRICS
 from adacache.schedule import FixedSchedule
 
@@ -78,7 +78,7 @@ class AdaCacheConfig:
     granularity: "stack" keeps one residual, the sum over all blocks; "block" keeps those of every block, as
     published.
     decide: "video", a schedule for each video, whatever else is in the batch; "row", one for each row of the
-    batch; "batch", one for all, as published.
+    batch; "batch", one for all.  None: "batch" with a published preset, otherwise "video".
     rows_per_video: with "video"; 2: conditional and unconditional rows in one call, all of the first kind
     before those of the second, as samplers with classifier-free guidance make it.  1: without guidance.
     forecast: 0 adds the stored residual as it is; 1 or 2 extrapolate it by that order, damped by how far the
@@ -87,7 +87,7 @@ class AdaCacheConfig:
     guard: largest relative error of the stack's residual to be expected on a reused step, judged by that at
     the last computed one; it caps the rate.  inf: no cap.  None: as the preset; otherwise no cap.
     recompute_on: arguments of the model's forward, such as Open-Sora's frame mask.  Where one is not what it
-    was when the residuals were stored, the step is computed.
+    was when the residuals were stored, the step is computed.  None: x_mask, or with a published preset none.
     schedule: computed steps known beforehand; what concerns decisions (codebook, probes, metric, moreg,
     recompute_on) then plays no part.
     any_signature: replay a recorded schedule also in a run of another model, size or length.
@@ -99,11 +99,11 @@ class AdaCacheConfig:
     metric: str = "l1"
     moreg: MoRegConfig | None = None
     granularity: str = "stack"
-    decide: str = "video"
+    decide: str | None = None
     rows_per_video: int = 2
     forecast: int | None = None
     guard: float | None = None
-    recompute_on: tuple[str, ...] = ("x_mask",)
+    recompute_on: tuple[str, ...] | None = None
     schedule: FixedSchedule | None = None
     any_signature: bool = False
     num_steps: int | None = None
@@ -115,7 +115,8 @@ class AdaCacheConfig:
             object.__setattr__(self, "codebook", Codebook(self.codebook))
         one_of("metric", self.metric, METRICS)
         one_of("granularity", self.granularity, ("stack", "block"))
-        one_of("decide", self.decide, ("video", "row", "batch"))
+        if self.decide is not None:
+            one_of("decide", self.decide, ("video", "row", "batch"))
         if self.forecast is not None and (not is_whole(self.forecast, 0) or self.forecast > 2):
             raise ValueError(f"forecast={self.forecast!r}; allowed: None, 0, 1, 2")
         if self.guard is not None and (not is_number(self.guard) or not self.guard > 0):
@@ -129,8 +130,9 @@ class AdaCacheConfig:
         as_tuple(self, "probes")
         if not self.probes or not all(isinstance(probe, str) for probe in self.probes):
             raise ValueError(f"probes={self.probes}; allowed: paths such as temporal_blocks.13.attn")
-        as_tuple(self, "recompute_on")
-        if not all(isinstance(name, str) for name in self.recompute_on):
+        if self.recompute_on is not None:
+            as_tuple(self, "recompute_on")
+        if not all(isinstance(name, str) for name in self.recompute_on or ()):
             raise ValueError(f"recompute_on={self.recompute_on}; allowed: names of arguments of forward")
         if not is_whole(self.rows_per_video, 1):
             raise ValueError(f"rows_per_video={self.rows_per_video!r}; allowed: whole numbers from 1")
@@ -138,18 +140,23 @@ class AdaCacheConfig:
             raise ValueError(f"num_steps={self.num_steps!r}; allowed: whole numbers from 1, or None")
 
     def resolved(self) -> AdaCacheConfig:
-        """With forecast and guard as numbers: what was chosen, or what preset and recorded schedule say.
+        """With everything said that None leaves to the preset, or to the recorded schedule.
 
-        Both look at the stack's residual; by block, where they were not asked for, there is neither.
+        Forecast and guard look at the stack's residual: by block there is neither, unless asked for.
+        Raises ValueError where a schedule was recorded with a forecast that is not to be had.
         """
-        order, guard = ADDED.get(self.codebook, (0, None)) if isinstance(self.codebook, str) else (0, None)
+        preset = PRESETS[self.codebook] if isinstance(self.codebook, str) else Preset({})
+        order, guard = preset.forecast, preset.guard
         if self.schedule is not None:
-            order, guard = self.schedule.forecast, None
+            order, guard = self.schedule.forecast, math.inf
+            if order and self.granularity == "block" and self.forecast is None:
+                raise ValueError(f"schedule of a run with forecast={order} and granularity='block'; allowed: "
+                                 "granularity='stack', or forecast=0")
         if self.granularity == "block":
-            order, guard = 0, None
-        order = order if self.forecast is None else self.forecast
-        guard = guard if self.guard is None else self.guard
-        return replace(self, forecast=order, guard=math.inf if guard is None else guard)
+            order, guard = 0, math.inf
+        given = {"forecast": order, "guard": guard, "decide": "batch" if preset.as_published else "video",
+                 "recompute_on": () if preset.as_published else ("x_mask",)}
+        return replace(self, **{k: v for k, v in given.items() if getattr(self, k) is None})
 
     def codebook_for(self, num_steps: int) -> Codebook:
         return Codebook.preset(self.codebook, num_steps) if isinstance(self.codebook, str) else self.codebook

@@ -1,13 +1,22 @@
 """What a cache will do to a model, told before any run."""
 from __future__ import annotations
 
+import inspect
 import math
 import sys
 
 from torch import nn
 
-from adacache.attach import STACK, cache_slots, check_num_steps, make_caches, probed_residuals
-from adacache.config import AdaCacheConfig
+from adacache.attach import (
+    STACK,
+    cache_slots,
+    check_num_steps,
+    make_caches,
+    probed_residuals,
+    watched_names,
+)
+from adacache.codebook import Codebook
+from adacache.config import AdaCacheConfig, is_whole
 from adacache.schedule import AdaptiveSchedule
 from adacache.session import FEW_STEPS, FEW_STEPS_DOUBT, Session
 
@@ -24,8 +33,10 @@ def explanation(model: nn.Module, config: AdaCacheConfig, num_steps: int,
 
     residual_shape: of one residual, rows x tokens x channels, for the size in bytes.
     """
-    slots, config = cache_slots(model), config.resolved()
     found = problems(model, config, num_steps)
+    if not is_whole(num_steps, 1):  # then there is nothing else to tell
+        return "\n".join(f"will not work: {problem}" for problem in found)
+    slots, config = cache_slots(model), config.resolved()
     lines = [
         f"blocks: {len([path for path in slots if path != STACK])} with a slot"
         + (", and the model itself" if STACK in slots else ", none in the model itself"),
@@ -45,11 +56,14 @@ def steps_line(config: AdaCacheConfig, num_steps: int) -> str:
     codebook = config.codebook_for(num_steps)
     rates = [rate for _, rate in codebook.entries]
     fewest, most = (count_computed(codebook, rate, num_steps) for rate in (max(rates), min(rates)))
+    guarded = config.guard < math.inf  # it may cap any rate to 1
     levels = ", ".join(f"{threshold:g}:{rate}" for threshold, rate in codebook.entries)
-    return f"steps: {fewest} to {most} of {num_steps} computed, by the codebook {levels}"
+    guard = f", under a guard of {config.guard:g}" if guarded else ""
+    most = num_steps if guarded else most
+    return f"steps: {fewest} to {most} of {num_steps} computed, by the codebook {levels}{guard}"
 
 
-def count_computed(codebook, rate: int, num_steps: int) -> int:
+def count_computed(codebook: Codebook, rate: int, num_steps: int) -> int:
     """Computed steps where every decision comes to `rate`."""
     schedule, count = AdaptiveSchedule(codebook, num_steps), 0
     for step in range(num_steps):
@@ -65,8 +79,7 @@ def decides(config: AdaCacheConfig) -> str:
     if config.schedule is not None:
         return f"nothing; {who} follows its schedule"
     moreg = "with MoReg" if config.moreg else "without MoReg"
-    guard = "" if config.guard == math.inf else f", errors up to {config.guard:g} expected"
-    return f"{who}, by {config.metric} at {', '.join(config.probes)}, {moreg}{guard}"
+    return f"{who}, by {config.metric} at {', '.join(config.probes)}, {moreg}"
 
 
 def keeps(config: AdaCacheConfig, slots: dict[str, nn.Module], shape: tuple[int, int, int] | None,
@@ -100,8 +113,10 @@ def problems(model: nn.Module, config: AdaCacheConfig, num_steps: int) -> list[s
     """Every error that the `with` would meet at its door."""
     slots = cache_slots(model)
     blocks = {path: module for path, module in slots.items() if path != STACK}
+    signature = inspect.signature(model.forward)
     checks = [lambda: check_num_steps(config, num_steps),
-              lambda: make_caches(config, slots, Session(config, num_steps))]
+              lambda: make_caches(config.resolved(), slots, Session(config, num_steps)),
+              lambda: watched_names(config.resolved(), signature)]
     if config.schedule is None:
         checks += [lambda probe=probe: probed_residuals((probe,), blocks) for probe in config.probes]
     found: dict[str, None] = {}

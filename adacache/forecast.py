@@ -10,24 +10,26 @@ overshoots wherever the trajectory bends.  So w is what would have been best at 
 the true residual came to be known: the least squares fit of its change by what the forecast offered.  It is
 small in the first steps, which nothing foretells, and near 1 where residuals drift steadily.
 
-Legend: B rows, T frames, S patches per frame, C channels.
+Legend: B rows, T frames, S patches per frame, C channels; b of the B rows; n terms, as many as the order.
 """
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor
 
-RIDGE = 0.05               # relative; keeps the fit of two nearly parallel terms from exploding
-LARGEST = (1.2, 1.0)       # of w1 and w2: further out is noise
+RIDGE = 0.05          # relative; keeps the fit of two nearly parallel terms from exploding
+LARGEST = (1.2, 1.0)  # of w1 and w2: further out is noise
+CHUNK = 4096          # tokens whose inner products are summed at once, so that fp32 copies stay small
 
 
 class Forecast:
     """Differences of one residual, and the weights of their terms, row by row.
 
     order: 0 keeps nothing and only tells how wrong reuse was.  differences: D1, D2, each [B, (T S), C].
-    weights: w1, w2, [B, order], fp32, on the device: nothing here waits for it.
+    weights: w1, w2, [B, n], fp32, on the device: nothing here waits for it.
     missed: of the rows computed last, squared error of the forecast and squared norm of the truth, [b, 2].
     """
 
@@ -40,94 +42,103 @@ class Forecast:
     def start(self, residual: Tensor) -> None:
         """At the first computed step: nothing is known of the change, so what follows is plain reuse."""
         self.differences = [torch.zeros_like(residual) for _ in range(self.order)]
-        self.weights = torch.zeros(len(residual), self.order, device=residual.device)
-        self.missed = None
+        self.weights = torch.zeros(len(residual), self.order, device=residual.device, dtype=torch.float32)
 
-    def ahead(self, rows: Tensor | None, reach: Sequence[int],
-              gap: Sequence[int]) -> list[tuple[Tensor, Tensor]]:
+    def ahead(self, rows: Tensor | None, clocks: Tensor) -> list[tuple[Tensor, Tensor]]:
         """The terms to add to the last residual, as (factor [b, 1, 1], difference [b, (T S), C]).
 
-        reach: j of each row.  gap: g of each row.
+        rows: index of b rows, None for all.  clocks: [b, 4], see `clock_numbers`.
         """
-        weights = of_rows(self.weights, rows)
-        spans = spans_of(reach, gap, self.order, weights.device)
+        factors = of_rows(self.weights, rows) * clocks[:, : self.order]
         return [(factor[:, None, None].to(difference.dtype), of_rows(difference, rows))
-                for factor, difference in zip((weights * spans).unbind(1), self.differences, strict=True)]
+                for factor, difference in zip(factors.unbind(1), self.differences, strict=True)]
 
-    def update(self, last: Tensor, new: Tensor, rows: Tensor | None, reach: Sequence[int],
-               gap: Sequence[int]) -> None:
-        """At a computed step.  last, new: of the due rows, [b, (T S), C].  reach, gap: as in `ahead`."""
-        change = new - last
+    def update(self, last: Tensor, new: Tensor, rows: Tensor | None, clocks: Tensor) -> None:
+        """At a computed step.  last, new: of the due rows, [b, (T S), C].  rows, clocks: as in `ahead`."""
+        change, spans = new - last, clocks[:, : self.order]
         known = [of_rows(difference, rows) for difference in self.differences]
-        products = gram(change, *known, new)  # [b, 2 + order, 2 + order]
-        spans = spans_of(reach, gap, self.order, new.device)
+        products = inner_products(change, *known, new)  # [b, 2 + n, 2 + n]
         terms = products[:, 1:-1, 1:-1] * spans[:, :, None] * spans[:, None, :]
         along = products[:, 0, 1:-1] * spans
         used = of_rows(self.weights, rows)
-        # ||change - sum of w e||^2, multiplied out
-        quadratic = torch.einsum("bi,bij,bj->b", used, terms, used)
-        missed = products[:, 0, 0] - 2 * (used * along).sum(1) + quadratic
+        missed = products[:, 0, 0] + objective(used, terms, along)
         self.missed = torch.stack([missed.clamp(min=0), products[:, -1, -1]], dim=1)
-        self._store(self.weights, rows, fitted(terms, along))
-        for old, difference in zip(self.differences, divided(change, known, reach, gap), strict=True):
-            self._store(old, rows, difference)
-
-    def _store(self, into: Tensor, rows: Tensor | None, values: Tensor) -> None:
-        if rows is None:
-            into.copy_(values)
-        else:
-            into.index_copy_(0, rows, values)
+        store(self.weights, rows, fitted(terms, along))
+        for old, difference in zip(self.differences, divided(change, known, clocks), strict=True):
+            store(old, rows, difference)
 
 
-def divided(change: Tensor, known: Sequence[Tensor], reach: Sequence[int],
-            gap: Sequence[int]) -> list[Tensor]:
-    """The new divided differences: D1 over the last gap, D2 over the last two (0 while there is but one)."""
-    slope = change * column([1 / j for j in reach], change)
-    if len(known) < 2:
-        return [slope][: len(known)]
-    over = [1 / (j + g) if g else 0.0 for j, g in zip(reach, gap, strict=True)]
-    return [slope, (slope - known[0]) * column(over, change)]
+def clock_numbers(reach: int, gap: int) -> tuple[float, float, float, float]:
+    """j, j (j + g), 1 / j and 1 / (j + g); 0 for what there is no history for, which drops its term."""
+    both = reach + gap if gap else 0
+    return reach, reach * both, 1 / reach if reach else 0, 1 / both if both else 0
+
+
+def divided(change: Tensor, known: Sequence[Tensor], clocks: Tensor) -> list[Tensor]:
+    """The new divided differences: D1 over the last gap, D2 over the last two."""
+    differences: list[Tensor] = []
+    for order in range(len(known)):
+        gained = change if order == 0 else differences[-1] - known[order - 1]
+        differences.append(gained * clocks[:, 2 + order, None, None].to(change.dtype))
+    return differences
 
 
 def of_rows(x: Tensor, rows: Tensor | None) -> Tensor:
     return x if rows is None else x[rows]
 
 
-def column(values: Sequence[float], like: Tensor) -> Tensor:
-    """[b] -> [b, 1, 1], dtype and device of `like`."""
-    return torch.tensor(values, dtype=like.dtype, device=like.device)[:, None, None]
+def store(into: Tensor, rows: Tensor | None, values: Tensor) -> None:
+    if rows is None:
+        into.copy_(values)
+    else:
+        into.index_copy_(0, rows, values)
 
 
-def spans_of(reach: Sequence[int], gap: Sequence[int], order: int, device: torch.device) -> Tensor:
-    """j and j (j + g) of each row: [b, order], fp32."""
-    spans = [(j, j * (j + g))[:order] for j, g in zip(reach, gap, strict=True)]
-    return torch.tensor(spans, dtype=torch.float32, device=device).reshape(len(spans), order)
-
-
-def gram(*tensors: Tensor) -> Tensor:
-    """Inner products of [b, (T S), C] tensors, row by row and in fp32: [b, n, n]."""
+def inner_products(*tensors: Tensor) -> Tensor:
+    """Of [b, (T S), C] tensors with one another, row by row and in fp32: [b, n, n]."""
     def of_row(*row: Tensor) -> Tensor:
-        matrix = torch.stack(row).flatten(1).float()
-        return matrix @ matrix.T
+        pieces = zip(*(x.split(CHUNK) for x in row), strict=True)
+        matrices = (torch.stack(piece).flatten(1).float() for piece in pieces)
+        return sum(matrix @ matrix.T for matrix in matrices)
 
-    return torch.stack([of_row(*row) for row in zip(*tensors, strict=True)])
+    kind = tensors[0].device.type
+    autocasts = torch.amp.is_autocast_available(kind)
+    with torch.autocast(kind, enabled=False) if autocasts else nullcontext():
+        return torch.stack([of_row(*row) for row in zip(*tensors, strict=True)])
+
+
+def objective(weights: Tensor, terms: Tensor, along: Tensor) -> Tensor:
+    """||change - sum of w e||^2 - ||change||^2, multiplied out.  weights: [..., n].  Returns: [...]."""
+    quadratic = torch.einsum("...i,...ij,...j->...", weights, terms, weights)
+    return quadratic - 2 * (weights * along).sum(dim=-1)
 
 
 def fitted(terms: Tensor, along: Tensor) -> Tensor:
-    """Weights [b, n] that bring the terms nearest to the change, n = 0, 1 or 2; 0 for a term that is 0.
+    """Weights [b, n] from 0 to LARGEST that bring the terms nearest to the change: never worse than none.
 
     terms: their inner products, [b, n, n].  along: those with the change, [b, n].
     """
-    if along.shape[1] == 0:
+    order = along.shape[1]
+    if order == 0:
         return along
-    first, own = along[:, 0], terms.diagonal(dim1=1, dim2=2) * (1 + RIDGE)
-    alone = (along / own).nan_to_num(0, 0, 0)[:, :1]
-    if along.shape[1] == 1:
-        return alone.clamp(0, LARGEST[0])
-    mixed, second = terms[:, 0, 1], along[:, 1]
-    determinant = own[:, 0] * own[:, 1] - mixed * mixed
-    both = torch.stack([own[:, 1] * first - mixed * second, own[:, 0] * second - mixed * first], dim=1)
-    both = (both / determinant[:, None]).nan_to_num(0, 0, 0)
-    alone = torch.cat([alone, torch.zeros_like(alone)], dim=1)
-    weights = torch.where((own[:, 1:] > 0), both, alone)
-    return weights.clamp(min=0).minimum(torch.tensor(LARGEST, device=weights.device))
+    terms = terms + RIDGE * torch.diag_embed(terms.diagonal(dim1=1, dim2=2))
+    own = terms.diagonal(dim1=1, dim2=2)
+    none = torch.zeros_like(along[:, 0])
+    first, second = along[:, 0] / own[:, 0], along[:, -1] / own[:, -1]
+    if order == 1:
+        candidates = [[none], [first]]
+    else:
+        mixed = terms[:, 0, 1]
+        determinant = own[:, 0] * own[:, 1] - mixed * mixed
+        both = [(own[:, 1] * along[:, 0] - mixed * along[:, 1]) / determinant,
+                (own[:, 0] * along[:, 1] - mixed * along[:, 0]) / determinant]
+        # the best inside, on each side of the box, and at its corner
+        candidates = [[none, none], [first, none], [none, second], both,
+                      [none + LARGEST[0], (along[:, 1] - mixed * LARGEST[0]) / own[:, 1]],
+                      [(along[:, 0] - mixed * LARGEST[1]) / own[:, 0], none + LARGEST[1]]]
+    chosen = torch.stack([torch.stack(pair, dim=1) for pair in candidates], dim=1)  # [b, candidates, n]
+    chosen = torch.stack([weight.nan_to_num(0, 0, 0).clamp(0, largest)
+                          for weight, largest in zip(chosen.unbind(2), LARGEST, strict=False)], dim=2)
+    value = objective(chosen, terms[:, None], along[:, None]).nan_to_num(torch.inf)
+    best = value.argmin(dim=1)
+    return chosen.gather(1, best[:, None, None].expand(-1, 1, order))[:, 0]

@@ -7,22 +7,39 @@ which x got the residuals.  An attribute `residual_names` may tell their names, 
 before a run.  Parts of a residual that only a probe wants, such as the MLP's share, go into
 `save(..., parts=)` and `part_names`.
 The model itself, with a cache in its own slot, returns `cache.run(x, S, blocks)` in place of the stack of its
-blocks, where `blocks(x, rows)` is that stack for those rows of the batch (None: all), x being theirs already.
+blocks, where `blocks(x, rows)` is that stack for some `Rows` of the batch, or all (None), x being theirs.
 
 Legend: B rows, T frames, S patches per frame, C channels.
 """
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from types import MappingProxyType
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from adacache.forecast import Forecast
+from adacache.forecast import Forecast, of_rows, store
 
 NO_PARTS: Mapping[str, Tensor] = MappingProxyType({})
-Blocks = Callable[[Tensor, "list[int] | None"], Tensor]  # x [b, (T S), C] and its rows of the batch -> x
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Some rows of the batch: their numbers, and the same on the device, to index with."""
+
+    numbers: tuple[int, ...]
+    index: Tensor
+
+    @classmethod
+    def on(cls, device: torch.device, numbers: Sequence[int]) -> Rows:
+        return cls(tuple(numbers), on_device(numbers, torch.long, device))
+
+
+Blocks = Callable[[Tensor, Rows | None], Tensor]  # x [b, (T S), C] and its rows of the batch -> x
 
 
 class ResidualCache:
@@ -50,8 +67,7 @@ class ResidualCache:
         Raises RuntimeError where the stored residuals are of another batch or size.
         """
         for name, residual in self.residuals.items():
-            if self.rows is not None:
-                residual = residual[self.rows]
+            residual = of_rows(residual, self.rows)
             if residual.shape != x.shape:
                 raise RuntimeError(f"residual {self.path}.{name} is {list(residual.shape)}, "
                                    f"x {list(x.shape)}; allowed: one batch and size during a run")
@@ -80,7 +96,7 @@ class ResidualCache:
         if self.rows is None:
             return new
         for name, residual in new.items():
-            old[name].index_copy_(0, self.rows, residual)
+            store(old[name], self.rows, residual)
         return old
 
     def forget_stored(self) -> None:
@@ -96,8 +112,8 @@ class StackCache(ResidualCache):
 
     With `stores` it keeps one residual, the sum over all blocks; without, `blocks`, the blocks' own caches,
     keep theirs.  due, waiting: the rows that the running step computes, and the others.
-    forecast: None for plain reuse, of which nobody wants to know how wrong it was.  reach, gap: of each row
-    of the batch, steps since the last computed one, and between the last two.
+    forecast: None for plain reuse, of which nobody wants to know how wrong it was.  clocks: of each row of
+    the batch, what `clock_numbers` makes of the steps since its computed ones.
     """
 
     def __init__(self, path: str, stores: bool, blocks: Collection[ResidualCache],
@@ -106,8 +122,8 @@ class StackCache(ResidualCache):
         self.blocks, self.forecast = blocks, forecast
         self.due: Sequence[int] = ()
         self.waiting: Sequence[int] = ()
-        self.reach: Sequence[int] = ()
-        self.gap: Sequence[int] = ()
+        self.clocks: Sequence[tuple[float, ...]] = ()
+        self.measuring: Callable[[], AbstractContextManager] = nullcontext  # around what no plain model does
 
     def tensors(self) -> list[Tensor]:
         return [*super().tensors(), *(self.forecast.differences if self.forecast else ())]
@@ -127,48 +143,55 @@ class StackCache(ResidualCache):
             return self._compute(x, S, blocks, None)
         if not self.due:
             return self._reuse(x, blocks, None)
-        due, waiting = list(self.due), list(self.waiting)
-        computed = self._compute(x[due], S, blocks, due)
+        due, waiting = (Rows.on(x.device, numbers) for numbers in (self.due, self.waiting))
+        computed = self._compute(x[due.index], S, blocks, due)
         out = computed.new_empty(x.shape)
-        out[due] = computed
-        out[waiting] = self._reuse(x[waiting], blocks, waiting)
+        out[due.index] = computed
+        out[waiting.index] = self._reuse(x[waiting.index], blocks, waiting)
         return out
 
-    def _compute(self, x: Tensor, S: int, blocks: Blocks, rows: list[int] | None) -> Tensor:
-        self._turn(False, rows, x.device)
+    def _compute(self, x: Tensor, S: int, blocks: Blocks, rows: Rows | None) -> Tensor:
+        self._turn(False, rows)
         out = blocks(x, rows)
         if self.stores:
             new = (out - x).detach()
-            self._learn(new, rows)
+            with self.measuring():
+                self._learn(new, rows)
             self.save(S, stack=new)
         return out
 
-    def _learn(self, new: Tensor, rows: list[int] | None) -> None:
+    def _reuse(self, x: Tensor, blocks: Blocks, rows: Rows | None) -> Tensor:
+        self._turn(True, rows)
+        if not self.stores:
+            return blocks(x, rows)
+        x = self.add_to(x)
+        if self.forecast is not None and self.forecast.order:
+            for factor, difference in self.forecast.ahead(self.rows, self._clocks(rows, x.device)):
+                x = torch.addcmul(x, factor, difference)
+        return x
+
+    def _turn(self, reuse: bool, rows: Rows | None) -> None:
+        for cache in (self, *self.blocks):
+            cache.reuse, cache.rows = reuse, None if rows is None else rows.index
+
+    def _learn(self, new: Tensor, rows: Rows | None) -> None:
         """What the forecast missed, and with which weights it would not have."""
         if self.forecast is None:
             return
         if not self.residuals:
             self.forecast.start(new)
-            return
-        last = self.residuals["stack"]
-        self.forecast.update(last if rows is None else last[self.rows], new, self.rows,
-                             *self._clocks(rows))
+        else:
+            last = of_rows(self.residuals["stack"], self.rows)
+            self.forecast.update(last, new, self.rows, self._clocks(rows, new.device))
 
-    def _clocks(self, rows: list[int] | None) -> tuple[list[int], list[int]]:
-        chosen = range(len(self.reach)) if rows is None else rows
-        return [self.reach[row] for row in chosen], [self.gap[row] for row in chosen]
+    def _clocks(self, rows: Rows | None, device: torch.device) -> Tensor:
+        chosen = self.clocks if rows is None else [self.clocks[row] for row in rows.numbers]
+        return on_device(chosen, torch.float32, device)
 
-    def _reuse(self, x: Tensor, blocks: Blocks, rows: list[int] | None) -> Tensor:
-        self._turn(True, rows, x.device)
-        if not self.stores:
-            return blocks(x, rows)
-        x = self.add_to(x)
-        if self.forecast is not None and self.forecast.order:
-            for factor, difference in self.forecast.ahead(self.rows, *self._clocks(rows)):
-                x = torch.addcmul(x, factor, difference)
-        return x
 
-    def _turn(self, reuse: bool, rows: list[int] | None, device: torch.device) -> None:
-        index = None if rows is None else torch.tensor(rows, device=device)
-        for cache in (self, *self.blocks):
-            cache.reuse, cache.rows = reuse, index
+def on_device(values: Sequence[Any], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Host numbers as a small tensor; on CUDA from pinned memory, for a plain copy waits for the device."""
+    host = torch.tensor(values, dtype=dtype)
+    if device.type != "cuda":
+        return host.to(device)
+    return host.pin_memory().to(device, non_blocking=True)

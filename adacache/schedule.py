@@ -35,16 +35,16 @@ class AdaptiveSchedule:
         return self.rate
 
 
-def longest_rate(error: float, reach: int, bound: float) -> float:
+def longest_rate(error: float, reach: int, bound: float, order: int) -> float:
     """The largest rate on whose way no reused step is expected to err by more than `bound`.
 
-    error: relative, of the last forecast, `reach` steps after the computed step before.  An error of
-    extrapolation grows with the square of the reach, and that of a rate's last reused step is at rate - 1.
-    Not finite: 1.
+    error: relative, of the last forecast of this order, `reach` steps after the computed step before.  Of
+    plain reuse it grows with the reach, of a forecast with its square; a rate's last reused step has a reach
+    of rate - 1.  Not finite: 1.
     """
     if not math.isfinite(error):
         return 1
-    return math.inf if error == 0 else 1 + math.floor(reach * math.sqrt(bound / error))
+    return math.inf if error == 0 else 1 + math.floor(reach * (bound / error) ** (1 / min(order + 1, 2)))
 
 
 @dataclass(frozen=True)
@@ -65,6 +65,8 @@ class FixedSchedule:
     def __post_init__(self) -> None:
         each = isinstance(self.steps, list | tuple) and self.steps and all(
             isinstance(video, list | tuple) for video in self.steps)
+        if not isinstance(self.steps, list | tuple):
+            raise ValueError(f"schedule={self.steps!r}; allowed: a list of steps, or one for each video")
         lists = [checked_steps(video, self.num_steps) for video in (self.steps if each else [self.steps])]
         object.__setattr__(self, "steps", tuple(lists) if each else lists[0])
 

@@ -11,12 +11,15 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from adacache.config import AdaCacheConfig
+from adacache.forecast import clock_numbers
 from adacache.metric import residual_distance
 from adacache.moreg import motion_factor, motion_gradient, motion_score, regularized_distance
 from adacache.residual import ResidualCache, StackCache
@@ -43,16 +46,34 @@ class Group:
         self.schedule = schedule
         self.due = False        # in the running step
         self.unplanned = False  # due only because watched arguments changed
+        self.known_from = 0     # step since which watched arguments are what they are
         self.motion = 1.0       # m of the last decision
         self.distances: list[Tensor] = []        # of the running step, one for each probe: [], on the device
         self.motion_now: Tensor | None = None    # m of the running step's deepest probe: [], on the device
-        self.stored_under: dict[str, Any] = {}   # watched arguments of its last computed step
         self.record = VideoTrace()
 
     def clocks(self, step: int) -> tuple[int, int]:
-        """Steps from the last computed one before `step`, and between the last two; 0 where there is none."""
-        before = [-1, -1, *(done for done in self.record.computed_steps if done < step)][-2:]
-        return (step - before[1] if before[1] >= 0 else 0), (before[1] - before[0] if before[0] >= 0 else 0)
+        """Steps from the last computed one before `step`, and between the last two.
+
+        0 where there is none under the same watched arguments: across their change nothing can be foretold.
+        """
+        before = [done for done in self.record.computed_steps if self.known_from <= done < step]
+        return (step - before[-1] if before else 0), (before[-1] - before[-2] if len(before) > 1 else 0)
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a computed step brought for one group, on the host.
+
+    change: of the probed residuals since the last computed step, relative, mean over the probes.  motion: m.
+    error: of what reuse or forecast would have added, relative; None where nobody asked.
+    weights: of the forecast, mean over the group's rows.
+    """
+
+    change: float
+    motion: float
+    error: float | None
+    weights: tuple[float, ...]
 
 
 class Session:
@@ -69,6 +90,7 @@ class Session:
         self.groups: list[Group] = []
         self.trace = Trace(num_steps, [], forecast=config.forecast)
         self._running = False  # between begin_step and end_step
+        self._watched: dict[str, Any] = {}  # arguments under which all stored residuals were computed
 
     def begin_step(self, x: Tensor, watched: Mapping[str, Any]) -> None:
         """Who computes, who reuses?
@@ -88,48 +110,56 @@ class Session:
                                "size during a run")
         self._running = True
         changed = self._changed(watched)
+        if self.step == 0 or any(changed):  # whoever has other ones now is due, so they hold for all
+            self._watched = {name: v.clone() if isinstance(v, Tensor) else v for name, v in watched.items()}
         for group, is_changed in zip(self.groups, changed, strict=True):
             planned = group.schedule.computes(self.step)
             group.unplanned = is_changed and not planned
             group.due = planned or is_changed
-            if group.due:
-                group.stored_under = {name: own_copy(value, group, rows) for name, value in watched.items()}
+            if is_changed:
+                group.known_from = self.step
         self._prepare_caches()
         self._began = self.clock.mark()
 
     def start(self, x: Tensor) -> None:
-        """At the first call, when the batch is known."""
-        self.rows, self.clock = len(x), StepClock(x.device)
-        self.trace.signature = Signature(self.model, self.num_steps, tuple(x.shape[1:]))
-        self.groups = make_groups(self.config, self.rows, self.num_steps)
-        if (schedule := self.config.schedule) is not None and not self.config.any_signature:
-            schedule.check_signature(self.trace.signature)
-        self.trace.videos += [group.record for group in self.groups]
+        """At the first call, when the batch is known.  Raises ValueError where settings do not fit it."""
+        signature = Signature(self.model, self.num_steps, tuple(x.shape[1:]))
+        groups = make_groups(self.config, len(x), self.num_steps)
+        if self.config.schedule is not None and not self.config.any_signature:
+            self.config.schedule.check_signature(signature)
+        self.rows, self.groups, self.clock = len(x), groups, StepClock(x.device)
+        if self.stack is not None:
+            self.stack.measuring = partial(self.clock.span, "measuring")
+        self.trace.signature = signature
+        self.trace.videos += [group.record for group in groups]
 
     def _changed(self, watched: Mapping[str, Any]) -> list[bool]:
         """For each group, whether its stored residuals belong to other arguments.
 
         For tensors a device sync, the only one of a reused step: what to launch next depends on it.
         """
-        if not watched or self.step == 0:
-            return [False] * len(self.groups)
-        answers = [[differs(own(value, group, self.rows), group.stored_under[name])
-                    for name, value in watched.items()] for group in self.groups]
-        return [any(bool(answer) for answer in of_group) for of_group in answers]
+        known = watched.items() if self.step > 0 else ()
+        answers = [differing_rows(value, self._watched[name], self.rows) for name, value in known]
+        return [any(any(answer[group.rows]) for answer in answers) for group in self.groups]
 
     def _prepare_caches(self) -> None:
         """Tell every cache which rows are due."""
-        due = [row for group in self.groups if group.due for row in range(self.rows)[group.rows]]
+        due = [row for group in self.due for row in range(self.rows)[group.rows]]
         for cache in self.caches:
             cache.reuse, cache.rows = not due, None
-            if isinstance(cache, StackCache):
-                cache.due, cache.waiting = sorted(due), sorted(set(range(self.rows)) - set(due))
-                # rows take turns between the groups: row r is of group r modulo their number
-                clocks = [group.clocks(self.step) for group in self.groups]
-                by_row = [clocks[row % len(clocks)] for row in range(self.rows)]
-                cache.reach, cache.gap = zip(*by_row, strict=True)
             if len(due) == self.rows:
                 cache.forget_stored()
+        if self.stack is not None:
+            self.stack.due, self.stack.waiting = sorted(due), sorted(set(range(self.rows)) - set(due))
+            # rows take turns between the groups: row r is of group r modulo their number
+            clocks = [clock_numbers(*group.clocks(self.step)) for group in self.groups]
+            self.stack.clocks = [clocks[row % len(clocks)] for row in range(self.rows)]
+
+    @property
+    def stack(self) -> StackCache | None:
+        """The cache of the model itself, where it has one: always the last."""
+        last = self.caches[-1] if self.caches else None
+        return last if isinstance(last, StackCache) else None
 
     @property
     def due(self) -> list[Group]:
@@ -141,7 +171,7 @@ class Session:
         new: the due rows, [b, (T S), C].  cached: all, [B, (T S), C].
         """
         due = self.due
-        with self.clock.deciding():
+        with self.clock.span("measuring"):
             for i, group in enumerate(due):
                 own_rows = new[i :: len(due)]
                 group.distances.append(residual_distance(own_rows, cached[group.rows], self.config.metric))
@@ -162,53 +192,47 @@ class Session:
             check_saved(self.caches)
             for group in due:
                 group.record.computed_steps.append(self.step)
-            with self.clock.deciding():
-                self._decide(due)
+            if due[0].distances:  # not at step 0, and never under a fixed schedule
+                with self.clock.span("deciding"):
+                    for group, found in zip(due, self._found(due), strict=True):
+                        self._plan(group, found)
             self.cache_bytes = max(self.cache_bytes, held_bytes(self.caches))
         self._running = False
         self.step += 1
 
-    def _decide(self, due: Sequence[Group]) -> None:
-        """The decisions of a computed step: none at step 0, and never any under a fixed schedule."""
-        if not due[0].distances:
-            return
-        found = [torch.cat([torch.stack([*group.distances, group.motion_now]),
-                            *self._learnt(i, len(due), group)]) for i, group in enumerate(due)]
-        probes = len(due[0].distances)
-        # the device sync of a computed step, for all groups at once
-        for group, numbers in zip(due, torch.stack(found).tolist(), strict=True):
-            distances, motion, learnt = numbers[:probes], numbers[probes], numbers[probes + 1 :]
-            self._plan(group, sum(distances) / probes, motion, *learnt)
+    def _found(self, due: Sequence[Group]) -> list[Found]:
+        """What the step brought for each of the due groups.  One device sync, for all of them at once."""
+        forecast = self.stack.forecast if self.stack is not None else None
+        probes, columns = len(due[0].distances), []
+        for i, group in enumerate(due):
+            columns.append([*group.distances, group.motion_now])
+            if forecast is not None:
+                columns[-1] += [*forecast.missed[i :: len(due)].sum(0), *forecast.weights[group.rows].mean(0)]
             group.distances = []
+        found = []
+        for numbers in torch.stack([torch.stack(column) for column in columns]).tolist():
+            distances, motion, learnt = numbers[:probes], numbers[probes], numbers[probes + 1 :]
+            error = relative(*learnt[:2]) if learnt else None
+            found.append(Found(sum(distances) / probes, motion, error, tuple(learnt[2:])))
+        return found
 
-    def _learnt(self, index: int, count: int, group: Group) -> list[Tensor]:
-        """The forecast's squared error and its norm, and the weights: [2], [order], or nothing."""
-        stack = next((cache for cache in self.caches if isinstance(cache, StackCache)), None)
-        if stack is None or stack.forecast is None:
-            return []
-        return [stack.forecast.missed[index::count].sum(0), stack.forecast.weights[group.rows].mean(0)]
-
-    def _plan(self, group: Group, change: float, motion: float, missed: float | None = None,
-              norm: float = 0.0, *weights: float) -> None:
-        """change: relative, since the last computed step, mean over the probes.  motion: m.
-
-        missed, norm: squares, of the forecast's error and of the true residual.
-        """
-        moreg, schedule = self.config.moreg, group.schedule
-        reach, _ = group.clocks(self.step)
+    def _plan(self, group: Group, found: Found) -> None:
+        moreg, schedule, guard = self.config.moreg, group.schedule, self.config.guard
         # as published, the planned rate, even where the run's last steps come before they are due
-        steps = reach if group.unplanned else schedule.rate
-        distance = change / steps
+        steps = self.step - group.record.computed_steps[-2] if group.unplanned else schedule.rate
+        distance, motion = found.change / steps, found.motion
         gradient = motion_gradient(motion, group.motion, steps, moreg.gradient) if moreg else 0.0
         regularized = regularized_distance(distance, motion, gradient)
         if not math.isfinite(regularized):
             logger.warning("step %d: no finite distance (c %g, m %g, g %g), so the next step is computed",
                            self.step, distance, motion, gradient)
-        error = None if missed is None else math.sqrt(missed / norm) if norm > 0 else math.nan
-        most = math.inf if self.config.guard == math.inf else longest_rate(error, reach, self.config.guard)
+        reach, _ = group.clocks(self.step)
+        most = math.inf
+        if guard < math.inf:
+            most = longest_rate(found.error, reach, guard, self.config.forecast)
         rate = schedule.plan(self.step, regularized, most)
         group.record.decisions.append(
-            Decision(self.step, distance, motion, gradient, regularized, rate, error, tuple(weights)))
+            Decision(self.step, distance, motion, gradient, regularized, rate, found.error, found.weights))
         group.motion = motion
 
     def check_complete(self) -> None:
@@ -225,14 +249,15 @@ class Session:
             if len(group.record.computed_steps) == self.num_steps:
                 which = f" for video {index}" if len(self.groups) > 1 else ""
                 logger.warning("nothing was reused%s: %s", which,
-                               why_nothing(group.record.decisions, self.num_steps))
+                               why_nothing(group.record.decisions, self.num_steps, self.config.guard))
 
     def release(self) -> None:
         """Free every tensor; the trace stays."""
         for cache in self.caches:
             cache.clear()
         for group in self.groups:
-            group.distances, group.motion_now, group.stored_under = [], None, {}
+            group.distances, group.motion_now = [], None
+        self._watched = {}
 
 
 def make_groups(config: AdaCacheConfig, rows: int, num_steps: int) -> list[Group]:
@@ -251,23 +276,24 @@ def make_groups(config: AdaCacheConfig, rows: int, num_steps: int) -> list[Group
     return [Group(slice(i, None, count), AdaptiveSchedule(codebook, num_steps)) for i in range(count)]
 
 
-def own(value: Any, group: Group, rows: int) -> Any:
-    """A group's part of an argument: of a tensor with the batch's rows its own, anything else whole."""
-    has_rows = isinstance(value, Tensor) and value.ndim > 0 and len(value) == rows
-    return value[group.rows] if has_rows else value
+def differing_rows(value: Any, stored: Any, rows: int) -> list[bool]:
+    """Which of the batch's rows have another value.
 
-
-def own_copy(value: Any, group: Group, rows: int) -> Any:
-    part = own(value, group, rows)
-    return part.clone() if isinstance(part, Tensor) else part
-
-
-def differs(value: Any, stored: Any) -> bool:
-    """Tensors, numbers, texts and tuples by value, anything else by identity."""
+    Tensors, numbers, texts and tuples by value, anything else by identity.
+    """
     if isinstance(value, Tensor) and isinstance(stored, Tensor):
-        return value.shape != stored.shape or not torch.equal(value, stored)
-    plain = isinstance(value, bool | int | float | str | tuple)
-    return value is not stored and not (plain and value == stored)
+        if value.shape != stored.shape:
+            return [True] * rows
+        if value.ndim > 0 and len(value) == rows:
+            return (value != stored).reshape(rows, -1).any(dim=1).tolist()
+        return [not torch.equal(value, stored)] * rows
+    plain = not isinstance(stored, Tensor) and isinstance(value, bool | int | float | str | tuple)
+    return [not (value is stored or (plain and value == stored))] * rows
+
+
+def relative(missed: float, norm: float) -> float:
+    """From squares."""
+    return math.sqrt(missed / norm) if norm > 0 else math.nan
 
 
 def check_saved(caches: Iterable[ResidualCache]) -> None:
@@ -285,18 +311,19 @@ def held_bytes(caches: Iterable[ResidualCache]) -> int:
     return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
 
 
-def why_nothing(decisions: list[Decision], num_steps: int) -> str:
+def why_nothing(decisions: list[Decision], num_steps: int, guard: float) -> str:
     if num_steps < 5:
         return f"num_steps={num_steps}, and the first two and the last two steps are always computed"
     if not decisions:
         return "the schedule computes every step"
-    if any(d.rate > 1 for d in decisions if d.step < num_steps - 3):
+    decisions = [d for d in decisions if d.step < num_steps - 3]  # a later one has no step left to skip
+    if any(d.rate > 1 for d in decisions):
         return "steps would have been, but what `recompute_on` names changed at each of them"
-    # a later decision has no step left to skip
-    found = [d.regularized_distance for d in decisions if d.step < num_steps - 3]
-    finite = [distance for distance in found if math.isfinite(distance)]
-    if not finite:
+    found = [d.regularized_distance for d in decisions if math.isfinite(d.regularized_distance)]
+    if not found:
         return "no distance was a finite number"
-    least, most = min(finite), max(finite)
-    return (f"distances from {least:.4g} to {most:.4g}; a codebook threshold above {least:.4g} with a rate "
-            "of 2 or more would have fired")
+    errors = [d.error for d in decisions if d.error is not None and math.isfinite(d.error)]
+    guarded = f", under guard={guard:g} errors from {min(errors):.4g}" if errors and guard < math.inf else ""
+    return (f"distances from {min(found):.4g} to {max(found):.4g}{guarded}; a codebook threshold above "
+            f"{min(found):.4g} with a rate of 2 or more would have fired"
+            + (f" with a guard of {min(errors):.4g} or more" if guarded else ""))

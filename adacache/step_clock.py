@@ -4,7 +4,6 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from statistics import mean
 
 import torch
 
@@ -12,39 +11,47 @@ Mark = float | torch.cuda.Event
 
 
 class StepClock:
-    """Spans of a run by kind: "computed" and "reused" steps (not those that are both), and "decision"."""
+    """Spans of a run by kind: "computed" and "reused" steps (not those that are both); what was spent on
+    "measuring", inside of computed steps, and on "deciding", after them."""
+
+    KINDS = ("computed", "reused", "measuring", "deciding")
 
     def __init__(self, device: torch.device) -> None:
-        self.on_cuda = device.type == "cuda"
-        self.spans: dict[str, list[tuple[Mark, Mark]]] = {"computed": [], "reused": [], "decision": []}
+        self.device = device
+        self.spans: dict[str, list[tuple[Mark, Mark]]] = {kind: [] for kind in self.KINDS}
 
     def mark(self) -> Mark:
-        if not self.on_cuda:
+        if self.device.type != "cuda":
             return time.perf_counter()
         event = torch.cuda.Event(enable_timing=True)
-        event.record()
+        event.record(torch.cuda.current_stream(self.device))
         return event
 
     def add(self, kind: str, since: Mark) -> None:
         self.spans[kind].append((since, self.mark()))
 
     @contextmanager
-    def deciding(self) -> Iterator[None]:
+    def span(self, kind: str) -> Iterator[None]:
         since = self.mark()
         yield
-        self.add("decision", since)
+        self.add(kind, since)
 
     def seconds(self, kind: str) -> list[float]:
         """Waits for the device."""
-        if not self.on_cuda:
-            return [end - start for start, end in self.spans[kind]]
-        if self.spans[kind]:
-            self.spans[kind][-1][1].synchronize()
-        return [start.elapsed_time(end) / 1000 for start, end in self.spans[kind]]
+        spans = self.spans[kind]
+        if self.device.type != "cuda":
+            return [end - start for start, end in spans]
+        if spans:
+            spans[-1][1].synchronize()
+        return [start.elapsed_time(end) / 1000 for start, end in spans]
 
     def balance(self) -> tuple[float, float] | None:
-        """Seconds (spent on decisions, saved by reused steps); None where no step was reused as a whole."""
-        computed, reused = self.seconds("computed"), self.seconds("reused")
+        """Seconds (spent on measuring and deciding, saved by reused steps); None where no step was reused as
+        a whole."""
+        seconds = {kind: self.seconds(kind) for kind in self.KINDS}
+        computed, reused = seconds["computed"], seconds["reused"]
         if not computed or not reused:
             return None
-        return sum(self.seconds("decision")), len(reused) * (mean(computed) - mean(reused))
+        measuring = sum(seconds["measuring"])
+        plain = (sum(computed) - measuring) / len(computed)  # of a step, had nobody measured
+        return measuring + sum(seconds["deciding"]), len(reused) * plain - sum(reused)

@@ -19,7 +19,7 @@ class Decision:
     motion_gradient: g.  regularized_distance: c (m + |g|), which the codebook turns into the rate.
     rate: steps to the next computed one.
     error: of what reuse or forecast would have added at this step, relative to the true residual; None where
-    neither forecast nor guard asked for it.  weights: w1, w2 of the forecasts that follow.
+    neither forecast nor guard asked for it.  weights: w1, w2 of the forecasts that follow, mean over rows.
     """
 
     step: int
@@ -57,6 +57,10 @@ class Trace:
 
     def __getitem__(self, index: int) -> VideoTrace:
         return self.videos[index]
+
+    def of_video(self, index: int) -> VideoTrace:
+        """A video's entry, or the one that it shares with the whole batch."""
+        return self.videos[index if len(self.videos) > 1 else 0]
 
     def __iter__(self) -> Iterator[VideoTrace]:
         return iter(self.videos)

@@ -30,7 +30,10 @@ def take_cache_config(values: dict[str, Any], choice: str | None = None) -> AdaC
     if choice is None or choice == "off":
         return cache if choice is None else None
     if choice in CODEBOOKS:
-        return replace(cache or AdaCacheConfig(probes=(MIDDLE_PROBE,)), codebook=choice, schedule=None)
+        # a preset is whole: only what it does not speak of stays as the config has it
+        kept = cache or AdaCacheConfig(probes=(MIDDLE_PROBE,))
+        return AdaCacheConfig(codebook=choice, probes=kept.probes, metric=kept.metric, moreg=kept.moreg,
+                              rows_per_video=kept.rows_per_video, num_steps=kept.num_steps)
     return read_profile(choice)
 
 
@@ -104,6 +107,6 @@ def clip_record(session: Session | None, row: int, num_steps: int) -> dict[str, 
     """Computed steps and decisions; a trace has one entry per video, or one for all."""
     if session is None:
         return {"computed_steps": list(range(num_steps)), "decisions": []}
-    trace = session.trace.to_json()
-    video = trace["videos"][row if len(trace["videos"]) > 1 else 0]
-    return {**video, **{key: trace[key] for key in ("signature", "forecast") if key in trace}}
+    alone = replace(session.trace, videos=[session.trace.of_video(row)]).to_json()
+    videos = alone.pop("videos")
+    return {**videos[0], **{key: value for key, value in alone.items() if key != "num_steps"}}

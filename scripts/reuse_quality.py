@@ -69,7 +69,7 @@ def sample(pipeline: Pipeline, requests: list[SampleRequest],
     for made in samples:
         run = made.runs[0]
         trace = run.context.trace if run.context else None
-        counts.append(len(trace[run.row if len(trace) > 1 else 0].computed_steps) if trace else method.steps)
+        counts.append(len(trace.of_video(run.row).computed_steps) if trace else method.steps)
     return [made.video.clamp(-1, 1).numpy() for made in samples], counts
 
 

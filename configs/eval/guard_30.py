@@ -7,12 +7,14 @@ def adaptive(codebook="fast", **settings):
 
 
 def fixed(steps):
-    return dict(schedule=dict(num_steps=30, computed_steps=steps), probes=["temporal_blocks.2.attn"], forecast=2)
+    schedule = dict(num_steps=30, computed_steps=steps)
+    return dict(schedule=schedule, probes=["temporal_blocks.2.attn"], forecast=2)
 
 
 methods = {
     "published fast": dict(adacache=adaptive("published-fast")),
-    "published fast, MoReg": dict(adacache=adaptive("published-fast", moreg=dict()), against="published fast"),
+    "published fast, MoReg": dict(adacache=adaptive("published-fast", moreg=dict()),
+                                  against="published fast"),
     "published slow": dict(adacache=adaptive("published-slow")),
     "fixed 12, forecast 2": dict(adacache=fixed([0, 1, 2, 3, 4, 6, 9, 12, 15, 19, 24, 29])),
     "fast": dict(adacache=adaptive("fast"), against="fixed 12, forecast 2"),

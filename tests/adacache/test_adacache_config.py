@@ -5,7 +5,7 @@ from dataclasses import FrozenInstanceError, replace
 import pytest
 
 from adacache import PUBLISHED_KEYS, AdaCacheConfig, Codebook, FixedSchedule, MoRegConfig
-from adacache.codebook import ADDED
+from adacache.codebook import PRESETS
 
 FAST_100 = {0.03: 12, 0.05: 10, 0.07: 8, 0.09: 6, 0.11: 4, 1.00: 3}
 
@@ -127,7 +127,8 @@ def test_a_preset_brings_forecast_and_guard_and_a_codebook_of_one_s_own_neither(
         config = AdaCacheConfig(**settings).resolved()
         return config.forecast, config.guard
 
-    assert chosen(codebook="fast") == ADDED["fast"] and chosen(codebook="slow") == ADDED["slow"]
+    for name in ("fast", "slow"):
+        assert chosen(codebook=name) == (PRESETS[name].forecast, PRESETS[name].guard) != (0, math.inf)
     for plain in ("published-fast", "published-slow", [(0.1, 3)]):
         assert chosen(codebook=plain) == (0, math.inf)
     assert chosen(codebook="fast", forecast=0, guard=math.inf) == (0, math.inf)

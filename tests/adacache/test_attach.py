@@ -292,7 +292,9 @@ def test_a_replay_refuses_a_run_of_another_signature_unless_told_otherwise():
                            (model, noise(tokens=4), r"input_shape=\(6, 8\) in one with \(4, 8\)")):
         with pytest.raises(ValueError, match=f"a run with {said}.*; allowed: the same, or any_signature"), \
                 adaptive_cache(other, config(schedule=replay), STEPS):
-            sample(other, STEPS, x)
+            with pytest.raises(ValueError, match="a run with"):
+                sample(other, STEPS, x)
+            sample(other, STEPS, x)  # who catches it is refused again
         with adaptive_cache(other, config(schedule=replay, any_signature=True), STEPS) as again:
             sample(other, STEPS, x)
         assert again.trace[0].computed_steps == session.trace[0].computed_steps
@@ -331,6 +333,31 @@ def test_a_mask_written_in_place_and_one_that_comes_or_goes_are_changes():
                 mask[0, 0] = 0
             model(x, t, x_mask=None if step >= 5 else mask)
     assert session.trace[0].computed_steps == [0, 1, 3, 5, 8, 9]
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+def test_a_replay_on_cuda_never_waits_for_the_device():
+    model, x = toy().cuda(), noise(rows=4).cuda()
+    replay = FixedSchedule([[0, 1, 3, 5], [0, 2, 3, 8]], STEPS, forecast=2)
+    with adaptive_cache(model, config(schedule=replay), STEPS):
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            sample(model, STEPS, x)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_forecasts_and_parts_of_a_batch_too(dtype):
+    model, x = toy().to(dtype), (noise(rows=6) * torch.linspace(0.3, 3, 3).repeat(2)[:, None, None]).to(dtype)
+    with adaptive_cache(model, config(codebook=[(0.1, 4), (0.12, 3), (9.0, 1)], forecast=2, guard=0.1),
+                        STEPS) as session:
+        out = sample(model, STEPS, x)
+    assert out.dtype == dtype and out.isfinite().all()
+    assert session.cache_bytes == 4 * x.nbytes
+    assert len({tuple(video.computed_steps) for video in session.trace}) > 1, "the test shows nothing"
+    with torch.autocast("cpu", torch.bfloat16), adaptive_cache(model.float(), config(forecast=2), STEPS):
+        assert sample(model, STEPS, x.float()).isfinite().all()
 
 
 def test_two_models_in_two_threads_do_not_meet():

@@ -151,7 +151,8 @@ def test_a_run_whose_conditions_always_change_says_so(caplog):
 def test_a_run_that_reused_something_says_nothing(caplog):
     with caplog.at_level(logging.DEBUG, "adacache"):
         run(ScriptedDiT(growing(1.1, 14)), 14)
-    assert "reused" not in caplog.text.replace("reused steps saved", "") and "fewer than" not in caplog.text
+    # so small a model may not pay, which depends on the machine
+    assert all(record.getMessage().startswith("caching cost more") for record in caplog.records)
 
 
 def test_a_run_of_few_steps_says_so(caplog):
@@ -171,8 +172,7 @@ class Slow(ScriptedDiT):
 def test_a_cache_that_costs_more_than_it_saves_says_so(caplog, monkeypatch):
     run(Slow(growing(1.0, 14)), 14)
     assert "caching cost more" not in caplog.text
-    decide = Session._decide
-    monkeypatch.setattr(Session, "_decide",
-                        lambda session, groups: (time.sleep(0.03), decide(session, groups)))
+    plan = Session._plan
+    monkeypatch.setattr(Session, "_plan", lambda session, *found: (time.sleep(0.03), plan(session, *found)))
     run(Slow(growing(1.0, 14)), 14)
     assert "caching cost more than it saved: decisions 0." in caplog.text

@@ -17,7 +17,7 @@ class ToyBlock(nn.Module):
         cache = self.residual_cache
         if cache is not None and cache.reuse:
             return cache.add_to(x)
-        gate = (0.1 + 0.01 * t)[:, None, None]
+        gate = (0.1 + 0.01 * t)[:, None, None].to(x.dtype)
         attn = gate * self.attn(x).tanh()
         x = x + attn
         cross_mlp = gate * self.mlp(x).tanh()
@@ -37,11 +37,11 @@ class ToyDiT(nn.Module):
             self.residual_cache = None
 
     def forward(self, x: Tensor, t: Tensor, x_mask: Tensor | None = None) -> Tensor:
-        def blocks(x: Tensor, rows: list[int] | None = None) -> Tensor:
+        def blocks(x: Tensor, rows=None) -> Tensor:
             self.runs_of_blocks += 1
             self.rows_run += len(x)
             for block in self.blocks:
-                x = block(x, t if rows is None else t[rows], self.S)
+                x = block(x, t if rows is None else t[rows.index], self.S)
             return x
 
         cache = getattr(self, "residual_cache", None)

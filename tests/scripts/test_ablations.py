@@ -1,4 +1,5 @@
 """The paper's ablations: every one a config, every one measuring what its name says."""
+import math
 import sys
 from pathlib import Path
 
@@ -29,6 +30,7 @@ def test_every_ablation_runs_on_the_embedded_model_s_layout_and_differs_as_named
     with torch.no_grad(), adaptive_cache(model, config, 12) as session:
         call(model, 12)
     assert session.trace[0].decisions
+    assert (session.config.forecast, session.config.guard) == (0, math.inf), "the published method"
     kind, _, what = name.partition("_")
     if kind == "metric":
         assert config.metric == what

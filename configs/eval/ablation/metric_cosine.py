@@ -1,3 +1,3 @@
 """Ablation of the metric: cosine distance."""
 _base_ = "../../shapes/sample_adacache.py"
-adacache = dict(metric="cosine")
+adacache = dict(codebook="published-fast", metric="cosine")

@@ -1,3 +1,3 @@
 """Ablation of the metric: L2."""
 _base_ = "../../shapes/sample_adacache.py"
-adacache = dict(metric="l2")
+adacache = dict(codebook="published-fast", metric="l2")

@@ -1,3 +1,3 @@
 """Ablation of MoReg: frames compared at several distances."""
 _base_ = "../../shapes/sample_adacache_moreg.py"
-adacache = dict(moreg=dict(strides=(1, 2, 4)))
+adacache = dict(codebook="published-fast", moreg=dict(strides=(1, 2, 4)))

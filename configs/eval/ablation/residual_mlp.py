@@ -1,3 +1,3 @@
 """Ablation of the residual: MLP of the temporal block."""
 _base_ = "../../shapes/sample_adacache.py"
-adacache = dict(probes=("temporal_blocks.2.mlp",))
+adacache = dict(codebook="published-fast", probes=("temporal_blocks.2.mlp",))

@@ -1,3 +1,3 @@
 """Ablation of the residual: spatial attention."""
 _base_ = "../../shapes/sample_adacache.py"
-adacache = dict(probes=("spatial_blocks.2.attn",))
+adacache = dict(codebook="published-fast", probes=("spatial_blocks.2.attn",))

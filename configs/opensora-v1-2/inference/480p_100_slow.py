@@ -1,2 +1,2 @@
 _base_ = "480p_100.py"
-adacache = dict(codebook="slow")
+adacache = dict(codebook="published-slow")

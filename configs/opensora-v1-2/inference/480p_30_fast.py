@@ -1,2 +1,2 @@
 _base_ = "480p_30.py"
-adacache = dict(codebook="fast")
+adacache = dict(codebook="published-fast")

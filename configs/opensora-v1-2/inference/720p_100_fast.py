@@ -1,2 +1,2 @@
 _base_ = "720p_100.py"
-adacache = dict(codebook="fast")
+adacache = dict(codebook="published-fast")

@@ -5,6 +5,7 @@ Legend: B rows, H heads, N tokens, D head width, C = H*D, L caption tokens.
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -119,14 +120,20 @@ class PackedCaptions:
 CaptionKV = list[tuple[list[int], Tensor, Tensor]]
 
 
-def captions_of(captions: CaptionKV, rows: list[int]) -> CaptionKV:
-    """Keys and values of those rows of the batch, which become rows 0, 1, ... of a smaller one."""
-    chosen = []
-    for members, k, v in captions:
-        if kept := [(i, members.index(row)) for i, row in enumerate(rows) if row in members]:
-            new, old = (list(indices) for indices in zip(*kept, strict=True))
-            chosen.append((new, k[old], v[old]))
-    return chosen
+def captions_of(captions: list[CaptionKV], rows: Sequence[int], index: Tensor) -> list[CaptionKV]:
+    """Of every block's captions those of some rows of the batch, which become rows 0, 1, ... of their own.
+
+    index: `rows` on the device.
+    """
+    groups = []  # which rows have captions of one length is the same for all blocks
+    for position, (members, _, _) in enumerate(captions[0]):
+        new = [i for i, row in enumerate(rows) if row in members]
+        if new:
+            whole = len(captions[0]) == 1
+            old = index if whole else torch.tensor([members.index(rows[i]) for i in new], device=index.device)
+            groups.append((position, new, old))
+    return [[(new, kv[position][1][old], kv[position][2][old]) for position, new, old in groups]
+            for kv in captions]
 
 
 class CrossAttention(nn.Module):

@@ -8,7 +8,9 @@ C width, F modulated frames (1, or T under a frame mask), L caption tokens.
 from __future__ import annotations
 
 import difflib
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
+from typing import Any
 
 import torch
 from einops import rearrange
@@ -95,10 +97,10 @@ class Conditions:
     rope: tuple[Tensor, Tensor]         # cos, sin: [T, D]
     captions: list[tuple[CaptionKV, CaptionKV]]  # per depth: of the spatial and the temporal block
 
-    def of(self, rows: list[int]) -> Conditions:
-        """Those of some rows of the batch, in that order."""
-        return replace(self, captions=[(captions_of(spatial, rows), captions_of(temporal, rows))
-                                       for spatial, temporal in self.captions])
+    def of(self, rows: Sequence[int], index: Tensor) -> Conditions:
+        """Those of some rows of the batch, in that order.  index: `rows` on the device."""
+        chosen = captions_of([kv for pair in self.captions for kv in pair], rows, index)
+        return replace(self, captions=list(zip(chosen[::2], chosen[1::2], strict=True)))
 
 
 class STDiT3Block(nn.Module):
@@ -281,9 +283,10 @@ class STDiT3(nn.Module):
 
     def run_blocks(self, x: Tensor, t: Tensor, conditions: Conditions, T: int, S: int) -> Tensor:
         """x: [B, (T S), C] through all blocks, spatial and temporal in turn.  t: [B, F, C]."""
-        def blocks(x: Tensor, rows: list[int] | None = None) -> Tensor:
-            own = conditions if rows is None else conditions.of(rows)
-            return self.compute_blocks(x, t if rows is None else t[rows], own, T, S)
+        def blocks(x: Tensor, rows: Any = None) -> Tensor:
+            if rows is None:
+                return self.compute_blocks(x, t, conditions, T, S)
+            return self.compute_blocks(x, t[rows.index], conditions.of(rows.numbers, rows.index), T, S)
 
         cache = self.residual_cache
         return blocks(x) if cache is None else cache.run(x, S, blocks)
