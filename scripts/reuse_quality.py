@@ -1,7 +1,8 @@
 """How near the uncached video each method comes: `[torchrun ...] python scripts/reuse_quality.py CONFIG`.
 
 CONFIG is an inference config of the embedded model with `methods`: {name: dict(steps=..., adacache=...)}.
-`steps` are those of the sampler (default: the config's); without `adacache` every one is computed.  PSNR is
+`steps` are those of the sampler (default: the config's); without `adacache` every one is computed.  With
+`replay=NAME` each video computes the steps that it did under that method, before this one.  PSNR is
 that of the decoded video against the one with all steps; a method's gain is the mean of the differences,
 prompt by prompt, to the method that its `against` names.  Intervals are 95 %.
 """
@@ -28,7 +29,7 @@ from rich.console import Console
 from rich.table import Table
 from skimage.metrics import peak_signal_noise_ratio
 
-from adacache import AdaCacheConfig
+from adacache import AdaCacheConfig, FixedSchedule, Trace, VideoTrace
 from opensora.datasets.shapes import held_out_prompts
 from opensora.parallel import process_group, rank, world_size
 from opensora.pipeline import Pipeline
@@ -36,16 +37,18 @@ from opensora.utils.config import check_keys, read_config
 from opensora.utils.inference_config import InferenceConfig
 from opensora.utils.sample_request import SampleRequest, plan_samples
 
-KEYS = ("steps", "adacache", "against")
+KEYS = ("steps", "adacache", "against", "replay")
 
 
 @dataclass(frozen=True)
 class Method:
-    """steps: of the sampler.  cache: None computes each.  against: the method to compare with, or None."""
+    """steps: of the sampler.  cache: None computes each.  against: the method to compare with, or None.
+    replay: the method whose schedules it takes, video by video, or None."""
 
     steps: int
     cache: AdaCacheConfig | None
-    against: str | None
+    against: str | None = None
+    replay: str | None = None
 
 
 def read_methods(given: Mapping[str, Mapping[str, Any]], steps: int) -> dict[str, Method]:
@@ -53,24 +56,23 @@ def read_methods(given: Mapping[str, Mapping[str, Any]], steps: int) -> dict[str
     methods = {}
     for name, values in given.items():
         check_keys(values, KEYS, f"methods.{name}")
-        settings, against = values.get("adacache"), values.get("against")
-        if against is not None and against not in given:
-            raise ValueError(f"methods.{name}.against={against!r}; allowed: {', '.join(given)}")
-        methods[name] = Method(values.get("steps", steps), settings and checked_settings(settings), against)
+        settings, against, replay = (values.get(key) for key in ("adacache", "against", "replay"))
+        for key, other, allowed in (("against", against, given), ("replay", replay, methods)):
+            if other is not None and other not in allowed:
+                raise ValueError(f"methods.{name}.{key}={other!r}; allowed: {', '.join(allowed) or 'none'}")
+        cache = None if settings is None else checked_settings(settings)
+        methods[name] = Method(values.get("steps", steps), cache, against, replay)
     return methods
 
 
 def sample(pipeline: Pipeline, requests: list[SampleRequest],
-           method: Method) -> tuple[list[np.ndarray], list[int]]:
-    """Videos and computed steps of one batch."""
-    pipeline.scheduler.num_sampling_steps = method.steps
-    samples = pipeline.generate(requests, partial(open_cache, method.cache))
-    counts = []
-    for made in samples:
-        run = made.runs[0]
-        trace = run.context.trace if run.context else None
-        counts.append(len(trace.of_video(run.row).computed_steps) if trace else method.steps)
-    return [made.video.clamp(-1, 1).numpy() for made in samples], counts
+           cache: AdaCacheConfig | None, steps: int) -> tuple[list[np.ndarray], Trace]:
+    """Videos and trace of one batch."""
+    pipeline.scheduler.num_sampling_steps = steps
+    samples = pipeline.generate(requests, partial(open_cache, cache))
+    session = samples[0].runs[0].context
+    every = Trace(steps, [VideoTrace(list(range(steps)))])
+    return [made.video.clamp(-1, 1).numpy() for made in samples], session.trace if session else every
 
 
 def measure(pipeline: Pipeline, requests: list[SampleRequest], methods: Mapping[str, Method], steps: int,
@@ -79,9 +81,14 @@ def measure(pipeline: Pipeline, requests: list[SampleRequest], methods: Mapping[
     found: dict[str, list[tuple[float, int]]] = {name: [] for name in methods}
     for start in range(0, len(requests), batch):
         chunk = requests[start : start + batch]
-        truth, _ = sample(pipeline, chunk, Method(steps, None, None))
+        truth, _ = sample(pipeline, chunk, None, steps)
+        traces: dict[str, Trace] = {}
         for name, method in methods.items():
-            videos, counts = sample(pipeline, chunk, method)
+            cache = method.cache
+            if method.replay is not None:
+                cache = replace(cache, schedule=FixedSchedule.from_json(traces[method.replay].to_json()))
+            videos, traces[name] = sample(pipeline, chunk, cache, method.steps)
+            counts = [len(traces[name].of_video(i).computed_steps) for i in range(len(chunk))]
             found[name] += [(psnr(*pair), count)
                             for *pair, count in zip(truth, videos, counts, strict=True)]
         logging.info("%d of %d prompts", start + len(chunk), len(requests))

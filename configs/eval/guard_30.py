@@ -20,6 +20,9 @@ methods = {
     "fast": dict(adacache=adaptive("fast"), against="fixed 12, forecast 2"),
     "fixed 16, forecast 2": dict(adacache=fixed([0, 1, 2, 3, 4, 5, 6, 8, 10, 12, 14, 17, 20, 23, 26, 29])),
     "slow": dict(adacache=adaptive("slow"), against="fixed 16, forecast 2"),
-    "fast, no forecast": dict(adacache=adaptive("fast", forecast=0), against="fast"),
+    "fast, no guard": dict(adacache=adaptive("fast", guard=1e9), against="fast"),
+    "fast's steps, reuse": dict(adacache=adaptive("fast", forecast=0), replay="fast", against="fast"),
+    "slow's steps, reuse": dict(adacache=adaptive("slow", forecast=0), replay="slow", against="slow"),
+    "fast, MoReg": dict(adacache=adaptive("fast", moreg=dict()), against="fast"),
 }
 del adaptive, fixed

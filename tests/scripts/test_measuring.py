@@ -110,7 +110,8 @@ def test_methods_are_compared_prompt_by_prompt(script, tmp_path, monkeypatch):
 methods = dict(
     all=dict(steps=6),
     few=dict(steps=3),
-    cached=dict(adacache=dict(codebook=[(9.0, 2)], probes=["temporal_blocks.2.attn"]), against="few"))
+    cached=dict(adacache=dict(codebook=[(9.0, 2)], probes=["temporal_blocks.2.attn"]), against="few"),
+    again=dict(adacache=dict(), replay="cached", against="cached"))
 """)
     monkeypatch.setattr(sys, "argv", ["reuse_quality.py", str(config), "--prompts", "2", "--json", str(out),
                                       "--cfg-options", "scheduler.num_sampling_steps=6"])
@@ -120,6 +121,7 @@ methods = dict(
     assert found["few"]["computed"] == 3 and "gain" not in found["few"]
     assert found["cached"]["computed"] == 5  # 0, 1, 3, 4, 5
     assert found["cached"]["gain"] == pytest.approx(found["cached"]["psnr"] - found["few"]["psnr"])
+    assert (found["again"]["computed"], found["again"]["gain"]) == (5, 0)
     config.write_text(config.read_text().replace('against="few"', 'against="none"'))
     assert script("reuse_quality").main() == 2
 
