@@ -79,6 +79,9 @@ def benchmark(args: argparse.Namespace) -> dict[str, Any]:
     if args.batch:
         config = replace(config, prompt=held_out_prompts(args.batch), batch_size=args.batch)
     pipeline, requests = Pipeline.load(config), plan_samples(config)[: config.batch_size]
+    if args.compile:
+        for block in (*pipeline.model.spatial_blocks, *pipeline.model.temporal_blocks):
+            block.compute = torch.compile(block.compute)
     deciding = replace(cache.resolved(), codebook=EVERY_STEP, schedule=None)
     kinds = {"plain": None, "deciding": deciding, "cached": cache}
     runs: dict[str, list[Run]] = {kind: [] for kind in kinds}
@@ -95,6 +98,7 @@ def main() -> int:
     parser.add_argument("config")
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--batch", type=int, metavar="N", help="that many held-out prompts together")
+    parser.add_argument("--compile", action="store_true", help="torch.compile every block")
     parser.add_argument("--adacache", metavar="NAME", help=ALLOWED)
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers there, too")
     parser.add_argument("--cfg-options", nargs="+", action=DictAction, metavar="KEY=VALUE")

@@ -38,6 +38,19 @@ def test_the_fewest_steps_are_those_of_a_run_that_hardly_changes(capsys):
     assert f"steps: {len(session.trace[0].computed_steps)} to 30" in told(capsys, model)[1]
 
 
+def test_a_guard_may_compute_every_step(capsys):
+    lines = told(capsys, toy(), 100, codebook="fast", forecast=2, guard=0.1)
+    assert lines[1].startswith("steps: 12 to 100 of 100 computed, by the codebook 0.03:12,")
+    assert lines[1].endswith(", under a guard of 0.1")
+    assert lines[3].startswith("keeps: 4 residuals (1 to reuse, 1 to compare, 2 to forecast)")
+
+
+@pytest.mark.parametrize("num_steps", [0, "5"])
+def test_without_a_number_of_steps_there_is_nothing_to_tell(capsys, num_steps):
+    assert told(capsys, toy(), num_steps) == [
+        f"will not work: num_steps={num_steps!r}; allowed: whole numbers from 1"]
+
+
 def test_a_schedule_known_beforehand(capsys):
     lines = told(capsys, toy(), schedule=FixedSchedule([[0, 3], [0, 1, 2]], 30))
     assert lines[1] == "steps: 2, 3 of 30, known beforehand"

@@ -1,10 +1,11 @@
 """Decisions of whole runs, worked out by hand on models whose residuals are given."""
 import logging
 import time
+from dataclasses import replace
 
 import pytest
 import torch
-from toy_dit import ScriptedDiT, play
+from toy_dit import ScriptedDiT, play, sample, toy
 
 from adacache import AdaCacheConfig, MoRegConfig, Session, adaptive_cache
 
@@ -115,6 +116,20 @@ def test_a_run_that_reused_nothing_says_which_threshold_would_have_fired(caplog)
     caplog.clear()
     run(ScriptedDiT(growing(1.0, 4)), 4)
     assert "num_steps=4, and the first two and the last two steps are always computed" in caplog.text
+
+
+def test_a_run_in_which_the_guard_let_nothing_be_reused_says_so(caplog):
+    model = toy()
+    config = AdaCacheConfig(codebook=[(9.0, 3)], probes=["blocks.1.attn"], guard=1e-6)
+    with adaptive_cache(model, config, 14) as session:
+        sample(model, 14)
+    errors = [d.error for d in session.trace[0].decisions if d.step < 11]
+    assert f"under guard=1e-06 errors from {min(errors):.4g}; a codebook threshold" in caplog.text
+    assert f"with a guard of {min(errors):.4g} or more" in caplog.text
+    generous = replace(config, guard=min(errors) * 1.001)
+    with adaptive_cache(model, generous, 14) as session:
+        sample(model, 14)
+    assert len(session.trace[0].computed_steps) < 14
 
 
 class Masked(ScriptedDiT):
