@@ -6,7 +6,7 @@ seed = 1024
 dtype = "fp32"
 align = 5
 
-prompt = "a large green square moves left quickly on a white background"
+prompt = "a large yellow circle moves left quickly on a gray background"
 
 model = dict(type="STDiT3", from_pretrained="opensora/assets/shapes/transformer")
 vae = dict(type="OpenSoraVAE_V1_2", from_pretrained="opensora/assets/shapes/vae", micro_batch_size=17)
