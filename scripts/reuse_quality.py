@@ -118,18 +118,19 @@ def summary(found: Mapping[str, list[tuple[float, int]]], methods: Mapping[str, 
         if method.against:
             gain = quality - np.array([value for value, _ in found[method.against]])
             result[name] |= {"against": method.against, "gain": gain.mean(), "gain_interval": interval(gain),
-                             "gain_worst": gain.min()}
+                             "gain_worst": gain.min(), "gain_best": gain.max()}
     return {name: {k: float(v) if not isinstance(v, str) else v for k, v in row.items()}
             for name, row in result.items()}
 
 
 def table(result: Mapping[str, Mapping[str, Any]], prompts: int) -> Table:
-    shown = Table("method", "computed steps", "PSNR, dB", "worst", "gain, dB", "worst", "against",
+    shown = Table("method", "computed steps", "PSNR, dB", "worst", "gain, dB", "worst to best", "against",
                   title=f"{prompts} held-out prompts")
     for name, row in result.items():
         steps = f"{row['computed']:.1f} ({row['computed_least']:.0f} to {row['computed_most']:.0f})"
         gain = ("", "", "") if "against" not in row else (
-            f"{row['gain']:+.2f} ± {row['gain_interval']:.2f}", f"{row['gain_worst']:+.1f}", row["against"])
+            f"{row['gain']:+.2f} ± {row['gain_interval']:.2f}",
+            f"{row['gain_worst']:+.1f} to {row['gain_best']:+.1f}", row["against"])
         shown.add_row(name, steps, f"{row['psnr']:.2f} ± {row['psnr_interval']:.2f}",
                       f"{row['psnr_worst']:.1f}", *gain)
     return shown

@@ -18,13 +18,11 @@ def fixed(steps, forecast=0):
 
 methods = {
     "12 steps in all": dict(steps=12),
-    "12: evenly spread reuse": dict(adacache=fixed([0, 2, 5, 7, 10, 13, 15, 18, 21, 23, 26, 29])),
     "8 steps in all": dict(steps=8),
     **{f"{name}: reuse, power {power}": dict(adacache=fixed(steps), against=f"{name} steps in all")
        for name, group in (("12", twelve), ("8", eight)) for power, steps in group.items()},
-    **{f"{name}: forecast {order}, power {power}": dict(
-        adacache=fixed(steps, order), against=f"{name}: reuse, power {power}")
-       for name, group in (("12", twelve), ("8", eight)) for power, steps in group.items()
-       for order in (1, 2)},
+    **{f"{name}: forecast 2, power {power}": dict(
+        adacache=fixed(steps, 2), against=f"{name}: reuse, power {power}")
+       for name, group in (("12", twelve), ("8", eight)) for power, steps in group.items()},
 }
 del twelve, eight, fixed

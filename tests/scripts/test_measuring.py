@@ -133,7 +133,7 @@ def test_intervals_and_gains_by_hand(script):
     assert (found["computed"], found["computed_least"], found["computed_most"]) == (10, 8, 12)
     assert (found["psnr"], found["psnr_worst"]) == (26.5, 22)
     # gains 2 and 1: sd .707, over the root of two prompts, times 1.96
-    assert (found["gain"], found["gain_worst"]) == (1.5, 1.0)
+    assert (found["gain"], found["gain_worst"], found["gain_best"]) == (1.5, 1.0, 2.0)
     assert found["gain_interval"] == pytest.approx(1.96 * 0.5, rel=1e-3)
 
 
