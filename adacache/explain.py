@@ -55,7 +55,7 @@ def steps_line(config: AdaCacheConfig, num_steps: int) -> str:
         return f"steps: {', '.join(str(len(steps)) for steps in lists)} of {num_steps}, known beforehand"
     codebook = config.codebook_for(num_steps)
     rates = [rate for _, rate in codebook.entries]
-    fewest, most = (count_computed(codebook, rate, num_steps) for rate in (max(rates), min(rates)))
+    fewest, most = (count_computed(rate, num_steps) for rate in (max(rates), min(rates)))
     guarded = config.guard < math.inf  # it may cap any rate to 1
     levels = ", ".join(f"{threshold:g}:{rate}" for threshold, rate in codebook.entries)
     guard = f", under a guard of {config.guard:g}" if guarded else ""
@@ -63,13 +63,13 @@ def steps_line(config: AdaCacheConfig, num_steps: int) -> str:
     return f"steps: {fewest} to {most} of {num_steps} computed, by the codebook {levels}{guard}"
 
 
-def count_computed(codebook: Codebook, rate: int, num_steps: int) -> int:
+def count_computed(rate: int, num_steps: int) -> int:
     """Computed steps where every decision comes to `rate`."""
-    schedule, count = AdaptiveSchedule(codebook, num_steps), 0
+    schedule, count = AdaptiveSchedule(Codebook(((1.0, rate),)), num_steps), 0
     for step in range(num_steps):
         if schedule.computes(step):
             count += 1
-            schedule.next_step = step + rate
+            schedule.plan(step, 0.0)
     return count
 
 

@@ -63,10 +63,9 @@ class FixedSchedule:
     forecast: int = 0
 
     def __post_init__(self) -> None:
-        each = isinstance(self.steps, list | tuple) and self.steps and all(
-            isinstance(video, list | tuple) for video in self.steps)
         if not isinstance(self.steps, list | tuple):
             raise ValueError(f"schedule={self.steps!r}; allowed: a list of steps, or one for each video")
+        each = self.steps and all(isinstance(video, list | tuple) for video in self.steps)
         lists = [checked_steps(video, self.num_steps) for video in (self.steps if each else [self.steps])]
         object.__setattr__(self, "steps", tuple(lists) if each else lists[0])
 

@@ -1,4 +1,4 @@
-"""How near the uncached video each method comes: `[torchrun ...] python scripts/reuse_quality.py CONFIG`.
+"""How near the uncached video each method comes: `[torchrun ...] scripts/reuse_quality.py CONFIG`.
 
 CONFIG is an inference config of the embedded model with `methods`: {name: dict(steps=..., adacache=...)}.
 `steps` are those of the sampler (default: the config's); without `adacache` every one is computed.  With
@@ -91,7 +91,6 @@ def measure(pipeline: Pipeline, requests: list[SampleRequest], methods: Mapping[
             counts = [len(traces[name].of_video(i).computed_steps) for i in range(len(chunk))]
             found[name] += [(psnr(*pair), count)
                             for *pair, count in zip(truth, videos, counts, strict=True)]
-        logging.info("%d of %d prompts", start + len(chunk), len(requests))
     return found
 
 

@@ -44,11 +44,13 @@ class LatentDataset(torch.utils.data.Dataset):
             with safe_open(shard, "pt") as file:
                 z.append(file.get_tensor("z"))
                 texts += json.loads(file.metadata()["texts"])
-        kept = [i for i, text in enumerate(texts[:limit]) if captions is None or re.match(captions, text)]
-        if not kept:
-            raise ValueError(f"dataset.captions={captions!r} matches none; allowed: a start of e.g. "
-                             f"{texts[0]!r}")
-        self.z, self.texts = torch.cat(z)[kept], [texts[i] for i in kept]
+        self.z, self.texts = torch.cat(z)[:limit], texts[:limit]
+        if captions is not None:
+            kept = [i for i, text in enumerate(self.texts) if re.match(captions, text)]
+            if not kept:
+                raise ValueError(f"dataset.captions={captions!r} matches none; allowed: a start of e.g. "
+                                 f"{texts[0]!r}")
+            self.z, self.texts = self.z[kept], [self.texts[i] for i in kept]
 
     def __len__(self) -> int:
         return len(self.texts)
