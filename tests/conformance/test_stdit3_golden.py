@@ -68,7 +68,8 @@ def test_every_recorded_intermediate(case):
 def test_prepared_conditions_change_nothing():
     model, given = tiny(), arguments("b_xmask")
     y, mask = given.pop("y"), given.pop("mask")
-    conditions = model.prepare(y, mask, given["x"].shape[2:], given["height"], given["width"])
+    conditions = model.prepare(y, mask, given["x"].shape[2:], given["height"], given["width"],
+                               given["fps"])
     assert torch.equal(model(y=conditions, **given), model(y=y, mask=mask, **given))
 
 

@@ -94,6 +94,7 @@ class Conditions:
     """All that stays the same over the denoising steps of a run: made once by `STDiT3.prepare`."""
 
     positions: Tensor                   # [1, S, C]
+    fps: Tensor                         # [B, C]
     rope: tuple[Tensor, Tensor]         # cos, sin: [T, D]
     captions: list[tuple[CaptionKV, CaptionKV]]  # per depth: of the spatial and the temporal block
 
@@ -226,10 +227,10 @@ class STDiT3(nn.Module):
         and pixels.  Returns: [B, C_out, T, H, W], fp32.
         """
         if not isinstance(y, Conditions):
-            y = self.prepare(y, mask, x.shape[2:], height, width)
+            y = self.prepare(y, mask, x.shape[2:], height, width, fps)
         dtype = self.x_embedder.proj.weight.dtype
         T, H, W = self.patch_grid(x.shape[2:])
-        t, t0 = self.embed_timestep(timestep.to(dtype), fps, x_mask)                # [B, 1, C]
+        t, t0 = self.embed_timestep(timestep.to(dtype), y.fps, x_mask)              # [B, 1, C]
         t_frames = t if x_mask is None else torch.where(x_mask[:, :, None], t, t0)  # [B, F, C]
         tokens = self.x_embedder(x.to(dtype))                                       # [B, (T S), C]
         tokens = (rearrange(tokens, "b (t s) c -> b t s c", t=T) + y.positions[:, None]).flatten(1, 2)
@@ -238,8 +239,8 @@ class STDiT3(nn.Module):
         return self.unpatchify(tokens, (T, H, W), x.shape[2:]).float()
 
     def prepare(self, y: Tensor, mask: Tensor | None, latent_size: tuple[int, int, int], height: Tensor,
-                width: Tensor) -> Conditions:
-        """Everything that no denoising step changes.  latent_size: (T, H, W); height, width: pixels, [b].
+                width: Tensor, fps: Tensor) -> Conditions:
+        """Everything that no denoising step changes.  latent_size: (T, H, W).  Others: as for `forward`.
 
         Pass the result as `y`, so that captions are embedded once for a whole run.
         """
@@ -249,7 +250,8 @@ class STDiT3(nn.Module):
         frames = torch.arange(T, device=positions.device, dtype=self.rope.freqs.dtype)
         angles = self.rope(frames)  # [T, D]
         captions = self.pack_captions(y, mask)
-        return Conditions(positions, (angles.cos(), angles.sin()), [
+        fps_vectors = self.fps_embedder(fps, len(captions.lengths))
+        return Conditions(positions, fps_vectors, (angles.cos(), angles.sin()), [
             (s.cross_attn.keys_values(captions), t.cross_attn.keys_values(captions))
             for s, t in zip(self.spatial_blocks, self.temporal_blocks, strict=True)
         ])
@@ -274,12 +276,12 @@ class STDiT3(nn.Module):
 
     def embed_timestep(self, timestep: Tensor, fps: Tensor,
                        x_mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """Returns (t, t0), each [B, 1, C]: of the step and, under a frame mask, of timestep 0 (clean)."""
-        fps_vector = self.fps_embedder(fps, len(timestep))
-        t = (self.t_embedder(timestep) + fps_vector)[:, None]
+        """fps: embedded, [B, C].  Returns (t, t0), each [B, 1, C]: of the step and, under a frame mask, of
+        timestep 0 (clean)."""
+        t = (self.t_embedder(timestep) + fps)[:, None]
         if x_mask is None:
             return t, None
-        return t, (self.t_embedder(torch.zeros_like(timestep)) + fps_vector)[:, None]
+        return t, (self.t_embedder(torch.zeros_like(timestep)) + fps)[:, None]
 
     def run_blocks(self, x: Tensor, t: Tensor, conditions: Conditions, T: int, S: int) -> Tensor:
         """x: [B, (T S), C] through all blocks, spatial and temporal in turn.  t: [B, F, C]."""

@@ -95,7 +95,8 @@ def model_arguments(model: torch.nn.Module, z: Tensor, y: Tensor, y_mask: Tensor
     """What every step passes to the model; a model with `prepare` embeds captions here, once for the run."""
     arguments = accepted(model, sizes or {})
     if hasattr(model, "prepare"):
-        conditions = model.prepare(y, y_mask, z.shape[2:], arguments["height"], arguments["width"])
+        conditions = model.prepare(y, y_mask, z.shape[2:],
+                                   *(arguments[name] for name in ("height", "width", "fps")))
         return {**arguments, "y": conditions}
     return {**arguments, "y": y, "mask": y_mask}
 
