@@ -34,12 +34,12 @@ def adaptive_cache(model: nn.Module, config: AdaCacheConfig, num_steps: int) -> 
     config = session.config
     caches = make_caches(config, slots, session)
     session.caches = list(caches.values())
-    signature = inspect.signature(model.forward)
-    names = watched_names(config, signature)
+    watched = watched_places(config, inspect.signature(model.forward))
 
     def begin(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        given = {**signature.bind(*args, **kwargs).arguments, **kwargs} if names else {}
-        session.begin_step(input_of(args, kwargs), {name: given.get(name) for name in names})
+        session.begin_step(input_of(args, kwargs), {
+            name: args[place] if place is not None and place < len(args) else kwargs.get(name)
+            for name, place in watched.items()})
 
     def end(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         session.end_step()
@@ -129,16 +129,20 @@ def probed_residuals(probes: tuple[str, ...], blocks: Mapping[str, nn.Module]) -
     return probed
 
 
-def watched_names(config: AdaCacheConfig, signature: inspect.Signature) -> tuple[str, ...]:
-    """The arguments of `forward` to watch; none under a fixed schedule, no x_mask where the model has none.
+def watched_places(config: AdaCacheConfig, signature: inspect.Signature) -> dict[str, int | None]:
+    """The arguments of `forward` to watch, and their places among the positional ones.
 
-    Raises ValueError for any other name that `forward` does not take.
+    None under a fixed schedule, no x_mask where the model has none.  Raises ValueError for any other name
+    that `forward` does not take.
     """
     if config.schedule is not None:
-        return ()
+        return {}
     known = signature.parameters
-    if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in known.values()):
-        return config.recompute_on
-    if unknown := [name for name in config.recompute_on if name not in known and name != "x_mask"]:
-        raise ValueError(f"recompute_on={unknown[0]!r}; allowed: arguments of forward: {', '.join(known)}")
-    return tuple(name for name in config.recompute_on if name in known)
+    takes_any = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in known.values())
+    unknown = [name for name in config.recompute_on if name not in known]
+    if not takes_any and (wrong := [name for name in unknown if name != "x_mask"]):
+        raise ValueError(f"recompute_on={wrong[0]!r}; allowed: arguments of forward: {', '.join(known)}")
+    by_place = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    positional = [p.name for p in known.values() if p.kind in by_place]
+    return {name: positional.index(name) if name in positional else None
+            for name in config.recompute_on if takes_any or name in known}
