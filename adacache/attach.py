@@ -44,8 +44,9 @@ def adaptive_cache(model: nn.Module, config: AdaCacheConfig, num_steps: int) -> 
     def end(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         session.end_step()
 
-    hooks = [model.register_forward_pre_hook(begin, with_kwargs=True), model.register_forward_hook(end)]
+    hooks = []
     try:
+        hooks += [model.register_forward_pre_hook(begin, with_kwargs=True), model.register_forward_hook(end)]
         for path, cache in caches.items():
             slots[path].residual_cache = cache
         yield session

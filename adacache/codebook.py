@@ -34,8 +34,8 @@ class Preset:
 
 
 PRESETS = {
-    "fast": Preset(PUBLISHED["fast"], forecast=2, guard=0.1),
-    "slow": Preset(PUBLISHED["slow"], forecast=2, guard=0.03),
+    "fast": Preset(PUBLISHED["fast"], forecast=2, guard=0.2),
+    "slow": Preset(PUBLISHED["slow"], forecast=2, guard=0.07),
     "published-fast": Preset(PUBLISHED["fast"], as_published=True),
     "published-slow": Preset(PUBLISHED["slow"], as_published=True),
 }

@@ -84,8 +84,9 @@ class AdaCacheConfig:
     forecast: 0 adds the stored residual as it is; 1 or 2 extrapolate it by that order, damped by how far the
     last forecast held (`adacache.forecast`), for one more stored tensor each.  None: as the preset, or as the
     recorded schedule; otherwise 0.
-    guard: largest relative error of the stack's residual to be expected on a reused step, judged by that at
-    the last computed one; it caps the rate.  inf: no cap.  None: as the preset; otherwise no cap.
+    guard: largest relative error of the stack's residual, after guidance, to be expected on a reused step,
+    judged by that at the last computed one; it caps the rate, and the last two steps are then computed only
+    where they are due.  inf: no cap.  None: as the preset; otherwise no cap.
     recompute_on: arguments of the model's forward, such as Open-Sora's frame mask.  Where one is not what it
     was when the residuals were stored, the step is computed.  None: x_mask, or with a published preset none.
     schedule: computed steps known beforehand; what concerns decisions (codebook, probes, metric, moreg,

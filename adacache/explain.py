@@ -13,12 +13,12 @@ from adacache.attach import (
     check_num_steps,
     make_caches,
     probed_residuals,
-    watched_names,
+    watched_places,
 )
 from adacache.codebook import Codebook
 from adacache.config import AdaCacheConfig, is_whole
 from adacache.schedule import AdaptiveSchedule
-from adacache.session import FEW_STEPS, FEW_STEPS_DOUBT, Session
+from adacache.session import FEW_STEPS, FEW_STEPS_DOUBT, Session, always_last
 
 
 def explain(model: nn.Module, config: AdaCacheConfig, num_steps: int,
@@ -55,17 +55,18 @@ def steps_line(config: AdaCacheConfig, num_steps: int) -> str:
         return f"steps: {', '.join(str(len(steps)) for steps in lists)} of {num_steps}, known beforehand"
     codebook = config.codebook_for(num_steps)
     rates = [rate for _, rate in codebook.entries]
-    fewest, most = (count_computed(rate, num_steps) for rate in (max(rates), min(rates)))
     guarded = config.guard < math.inf  # it may cap any rate to 1
+    fewest, most = (count_computed(rate, num_steps, always_last(config.guard))
+                    for rate in (max(rates), min(rates)))
     levels = ", ".join(f"{threshold:g}:{rate}" for threshold, rate in codebook.entries)
     guard = f", under a guard of {config.guard:g}" if guarded else ""
     most = num_steps if guarded else most
     return f"steps: {fewest} to {most} of {num_steps} computed, by the codebook {levels}{guard}"
 
 
-def count_computed(rate: int, num_steps: int) -> int:
-    """Computed steps where every decision comes to `rate`."""
-    schedule, count = AdaptiveSchedule(Codebook(((1.0, rate),)), num_steps), 0
+def count_computed(rate: int, num_steps: int, last: int) -> int:
+    """Computed steps where every decision comes to `rate`.  last: of those always computed at the end."""
+    schedule, count = AdaptiveSchedule(Codebook(((1.0, rate),)), num_steps, last), 0
     for step in range(num_steps):
         if schedule.computes(step):
             count += 1
@@ -116,7 +117,7 @@ def problems(model: nn.Module, config: AdaCacheConfig, num_steps: int) -> list[s
     signature = inspect.signature(model.forward)
     checks = [lambda: check_num_steps(config, num_steps),
               lambda: make_caches(config.resolved(), slots, Session(config, num_steps)),
-              lambda: watched_names(config.resolved(), signature)]
+              lambda: watched_places(config.resolved(), signature)]
     if config.schedule is None:
         checks += [lambda probe=probe: probed_residuals((probe,), blocks) for probe in config.probes]
     found: dict[str, None] = {}

@@ -7,10 +7,11 @@ Between computed steps plain reuse adds the last residual r.  A forecast of orde
 j steps after the last computed one, g being the gap between the last two, D1 and D2 the divided differences
 of the last residuals (Newton's form, uneven spacing).  With w = 1 that is the polynomial through them, which
 overshoots wherever the trajectory bends.  So w is what would have been best at the last computed step, where
-the true residual came to be known: the least squares fit of its change by what the forecast offered.  It is
-small in the first steps, which nothing foretells, and near 1 where residuals drift steadily.
+the true residual came to be known: the least squares fit of its change by what the forecast offered.  Where
+that explains little of the change, as in the first steps, w is 0, and near 1 where residuals drift steadily.
 
-Legend: B rows, T frames, S patches per frame, C channels; b of the B rows; n terms, as many as the order.
+Legend: B rows, T frames, S patches per frame, C channels; b of the B rows, p each of v videos; n terms, as
+many as the order.
 """
 from __future__ import annotations
 
@@ -20,9 +21,10 @@ from contextlib import nullcontext
 import torch
 from torch import Tensor
 
-RIDGE = 0.05          # relative; keeps the fit of two nearly parallel terms from exploding
-LARGEST = (1.2, 1.0)  # of w1 and w2: further out is noise
-CHUNK = 4096          # tokens whose inner products are summed at once, so that fp32 copies stay small
+LARGEST = 1.2   # weight: further out is noise
+ENOUGH = 0.2    # share of the last change that a forecast must explain; with less, reuse is safer
+GUIDANCE = 5.0  # a usual scale; whatever it is, what two rows do not have in common makes most of the error
+CHUNK = 4096    # tokens whose inner products are summed at once, so that fp32 copies stay small
 
 
 class Forecast:
@@ -30,7 +32,7 @@ class Forecast:
 
     order: 0 keeps nothing and only tells how wrong reuse was.  differences: D1, D2, each [B, (T S), C].
     weights: w1, w2, [B, n], fp32, on the device: nothing here waits for it.
-    missed: of the rows computed last, squared error of the forecast and squared norm of the truth, [b, 2].
+    missed: of the videos computed last, squared error of the forecast and squared norm of the truth, [v, 2].
     """
 
     def __init__(self, order: int) -> None:
@@ -42,7 +44,7 @@ class Forecast:
     def start(self, residual: Tensor) -> None:
         """At the first computed step: nothing is known of the change, so what follows is plain reuse."""
         self.differences = [torch.zeros_like(residual) for _ in range(self.order)]
-        self.weights = torch.zeros(len(residual), self.order, device=residual.device, dtype=torch.float32)
+        self.weights = torch.zeros(len(residual), self.order, device=residual.device)
 
     def ahead(self, rows: Tensor | None, clocks: Tensor) -> list[tuple[Tensor, Tensor]]:
         """The terms to add to the last residual, as (factor [b, 1, 1], difference [b, (T S), C]).
@@ -53,19 +55,25 @@ class Forecast:
         return [(factor[:, None, None].to(difference.dtype), of_rows(difference, rows))
                 for factor, difference in zip(factors.unbind(1), self.differences, strict=True)]
 
-    def update(self, last: Tensor, new: Tensor, rows: Tensor | None, clocks: Tensor) -> None:
-        """At a computed step.  last, new: of the due rows, [b, (T S), C].  rows, clocks: as in `ahead`."""
+    def update(self, last: Tensor, new: Tensor, videos: int, rows: Tensor | None, clocks: Tensor) -> None:
+        """At a computed step.
+
+        last, new: residuals of the due rows, [b, (T S), C], in which the videos take turns.  rows, clocks: as
+        in `ahead`.
+        """
         change, spans = new - last, clocks[:, : self.order]
         known = [of_rows(difference, rows) for difference in self.differences]
-        products = inner_products(change, *known, new)  # [b, 2 + n, 2 + n]
-        terms = products[:, 1:-1, 1:-1] * spans[:, :, None] * spans[:, None, :]
-        along = products[:, 0, 1:-1] * spans
-        used = of_rows(self.weights, rows)
-        missed = products[:, 0, 0] + objective(used, terms, along)
-        self.missed = torch.stack([missed.clamp(min=0), products[:, -1, -1]], dim=1)
-        store(self.weights, rows, fitted(terms, along))
-        for old, difference in zip(self.differences, divided(change, known, clocks), strict=True):
-            store(old, rows, difference)
+        products = inner_products((change, *known, new), videos)
+        errors = of_errors(products, of_rows(self.weights, rows) * spans)
+        self.missed = torch.stack([guided_norm(errors), guided_norm(products[:, :, -1, :, -1])], dim=1)
+        if self.order:
+            own = products.diagonal(dim1=1, dim2=3).permute(3, 0, 1, 2).flatten(0, 1)  # [b, 2 + n, 2 + n]
+            terms = own[:, 1:-1, 1:-1] * spans[:, :, None] * spans[:, None, :]
+            along = own[:, 0, 1:-1] * spans
+            weights = trusted(fitted(terms, along), terms, along, own[:, 0, 0], videos)
+            self.weights = stored(self.weights, rows, weights)
+            self.differences = [stored(old, rows, difference) for old, difference
+                                in zip(self.differences, divided(change, known, clocks), strict=True)]
 
 
 def clock_numbers(reach: int, gap: int) -> tuple[float, float, float, float]:
@@ -87,58 +95,80 @@ def of_rows(x: Tensor, rows: Tensor | None) -> Tensor:
     return x if rows is None else x[rows]
 
 
-def store(into: Tensor, rows: Tensor | None, values: Tensor) -> None:
-    if rows is None:
-        into.copy_(values)
-    else:
-        into.index_copy_(0, rows, values)
+def stored(into: Tensor, rows: Tensor | None, values: Tensor) -> Tensor:
+    """The whole batch after `values` came for some rows, or for all (None)."""
+    return values if rows is None else into.index_copy_(0, rows, values)
 
 
-def inner_products(*tensors: Tensor) -> Tensor:
-    """Of [b, (T S), C] tensors with one another, row by row and in fp32: [b, n, n]."""
-    def of_row(*row: Tensor) -> Tensor:
-        pieces = zip(*(x.split(CHUNK) for x in row), strict=True)
-        matrices = (torch.stack(piece).flatten(1).float() for piece in pieces)
-        return sum(matrix @ matrix.T for matrix in matrices)
+def inner_products(tensors: Sequence[Tensor], videos: int) -> Tensor:
+    """Of m tensors [b, (T S), C], all with all, video by video and in fp32: [v, p, m, p, m]."""
+    def by_video(x: Tensor) -> Tensor:  # [v, p, (T S), C]
+        return x.unflatten(0, (-1, videos)).transpose(0, 1)
 
+    tokens = max(CHUNK // len(tensors[0]), 1)
     kind = tensors[0].device.type
     autocasts = torch.amp.is_autocast_available(kind)
     with torch.autocast(kind, enabled=False) if autocasts else nullcontext():
-        return torch.stack([of_row(*row) for row in zip(*tensors, strict=True)])
+        pieces = zip(*(by_video(x).split(tokens, dim=2) for x in tensors), strict=True)
+        matrices = (torch.stack(piece, dim=2).flatten(3).flatten(1, 2).float() for piece in pieces)
+        products = sum(matrix @ matrix.mT for matrix in matrices)
+    rows = (len(tensors[0]) // videos, len(tensors))
+    return products.unflatten(2, rows).unflatten(1, rows)
 
 
-def objective(weights: Tensor, terms: Tensor, along: Tensor) -> Tensor:
-    """||change - sum of w e||^2 - ||change||^2, multiplied out.  weights: [..., n].  Returns: [...]."""
-    quadratic = torch.einsum("...i,...ij,...j->...", weights, terms, weights)
-    return quadratic - 2 * (weights * along).sum(dim=-1)
+def of_errors(products: Tensor, used: Tensor) -> Tensor:
+    """Inner products of the errors of a video's rows, change - sum of used D: [v, p, p].
+
+    products: of change, differences, truth.  used: what the differences were multiplied with, [b, n].
+    """
+    factors = torch.cat([used.new_ones(len(used), 1), -used], dim=1)
+    factors = factors.unflatten(0, (-1, len(products))).transpose(0, 1)  # [v, p, 1 + n]
+    return (products[:, :, :-1, :, :-1] * factors[..., None, None] * factors[:, None, None]).sum(dim=(2, 4))
+
+
+def guided_norm(products: Tensor) -> Tensor:
+    """Squared norm of what guidance makes of a video's rows, by their inner products [v, p, p]: [v].
+
+    Of a conditional row c and an unconditional one u that is u + s (c - u), s = GUIDANCE; otherwise every row
+    counts for itself.
+    """
+    own = products.diagonal(dim1=1, dim2=2)
+    if products.shape[1] != 2:
+        return own.sum(dim=1)
+    s = GUIDANCE
+    squared = s * s * own[:, 0] + (1 - s) * (1 - s) * own[:, 1] + 2 * s * (1 - s) * products[:, 0, 1]
+    return squared.clamp(min=0)
+
+
+def explained(weights: Tensor, terms: Tensor, along: Tensor) -> Tensor:
+    """||change||^2 - ||change - sum of w e||^2, multiplied out.
+
+    weights: [b, n].  terms e: their inner products, [b, n, n].  along: those with the change, [b, n].
+    Returns: [b].
+    """
+    squared = (terms * weights[:, :, None] * weights[:, None]).sum(dim=(1, 2))
+    return 2 * (weights * along).sum(dim=1) - squared
 
 
 def fitted(terms: Tensor, along: Tensor) -> Tensor:
-    """Weights [b, n] from 0 to LARGEST that bring the terms nearest to the change: never worse than none.
+    """Weights [b, n] from 0 to LARGEST, one after the other: each fits what those before it left.
 
-    terms: their inner products, [b, n, n].  along: those with the change, [b, n].
+    Never worse than none.  Arguments: as for `explained`.
     """
-    order = along.shape[1]
-    if order == 0:
-        return along
-    terms = terms + RIDGE * torch.diag_embed(terms.diagonal(dim1=1, dim2=2))
-    own = terms.diagonal(dim1=1, dim2=2)
-    none = torch.zeros_like(along[:, 0])
-    first, second = along[:, 0] / own[:, 0], along[:, -1] / own[:, -1]
-    if order == 1:
-        candidates = [[none], [first]]
-    else:
-        mixed = terms[:, 0, 1]
-        determinant = own[:, 0] * own[:, 1] - mixed * mixed
-        both = [(own[:, 1] * along[:, 0] - mixed * along[:, 1]) / determinant,
-                (own[:, 0] * along[:, 1] - mixed * along[:, 0]) / determinant]
-        # the best inside, on each side of the box, and at its corner
-        candidates = [[none, none], [first, none], [none, second], both,
-                      [none + LARGEST[0], (along[:, 1] - mixed * LARGEST[0]) / own[:, 1]],
-                      [(along[:, 0] - mixed * LARGEST[1]) / own[:, 0], none + LARGEST[1]]]
-    chosen = torch.stack([torch.stack(pair, dim=1) for pair in candidates], dim=1)  # [b, candidates, n]
-    chosen = torch.stack([weight.nan_to_num(0, 0, 0).clamp(0, largest)
-                          for weight, largest in zip(chosen.unbind(2), LARGEST, strict=False)], dim=2)
-    value = objective(chosen, terms[:, None], along[:, None]).nan_to_num(torch.inf)
-    best = value.argmin(dim=1)
-    return chosen.gather(1, best[:, None, None].expand(-1, 1, order))[:, 0]
+    weights: list[Tensor] = []
+    for i in range(along.shape[1]):
+        left = along[:, i] - sum(weight * terms[:, i, j] for j, weight in enumerate(weights))
+        weights.append((left / terms[:, i, i]).nan_to_num(0, 0, 0).clamp(0, LARGEST))
+    return torch.stack(weights, dim=1)
+
+
+def trusted(weights: Tensor, terms: Tensor, along: Tensor, changed: Tensor, videos: int) -> Tensor:
+    """The weights of those videos whose change they explain well enough; 0 for the others.
+
+    changed: ||change||^2, [b].  All rows of a video have a forecast, or none: guidance multiplies what they
+    do not have in common.
+    """
+    gained, total = (x.unflatten(0, (-1, videos)).sum(dim=0)
+                     for x in (explained(weights, terms, along), changed))
+    enough = gained > ENOUGH * total
+    return weights * enough.repeat(len(weights) // videos)[:, None]

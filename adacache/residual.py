@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from adacache.forecast import Forecast, of_rows, store
+from adacache.forecast import Forecast, of_rows, stored
 
 NO_PARTS: Mapping[str, Tensor] = MappingProxyType({})
 
@@ -93,11 +93,7 @@ class ResidualCache:
 
     def _stored(self, old: dict[str, Tensor], new: dict[str, Tensor]) -> dict[str, Tensor]:
         """The new rows in place of the old ones."""
-        if self.rows is None:
-            return new
-        for name, residual in new.items():
-            store(old[name], self.rows, residual)
-        return old
+        return {name: stored(old.get(name), self.rows, residual) for name, residual in new.items()}
 
     def forget_stored(self) -> None:
         """Before all rows are computed: keep what is probed only, so that old and new never coexist."""
@@ -121,6 +117,7 @@ class StackCache(ResidualCache):
         super().__init__(path, stores, (), measure=lambda new, cached, S: None)
         self.blocks, self.forecast = blocks, forecast
         self.due: Sequence[int] = ()
+        self.due_videos = 0  # whose rows take turns in it
         self.waiting: Sequence[int] = ()
         self.clocks: Sequence[tuple[float, ...]] = ()
         self.measuring: Callable[[], AbstractContextManager] = nullcontext  # around what no plain model does
@@ -182,7 +179,7 @@ class StackCache(ResidualCache):
             self.forecast.start(new)
         else:
             last = of_rows(self.residuals["stack"], self.rows)
-            self.forecast.update(last, new, self.rows, self._clocks(rows, new.device))
+            self.forecast.update(last, new, self.due_videos, self.rows, self._clocks(rows, new.device))
 
     def _clocks(self, rows: Rows | None, device: torch.device) -> Tensor:
         chosen = self.clocks if rows is None else [self.clocks[row] for row in rows.numbers]

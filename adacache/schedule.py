@@ -15,18 +15,20 @@ from adacache.trace import Trace
 class AdaptiveSchedule:
     """The next computed step follows from the distance found at the last one.
 
-    rate: the one in force, steps planned from the last computed step to the next.
+    last: how many steps at the end are always computed; as published two.  rate: the one in force, steps
+    planned from the last computed step to the next.
     """
 
-    def __init__(self, codebook: Codebook, num_steps: int) -> None:
+    def __init__(self, codebook: Codebook, num_steps: int, last: int = 2) -> None:
         self.codebook = codebook
         self.num_steps = num_steps
+        self.last = last
         self.rate = 1  # step 1 is the first with something to compare
         self.next_step = 0
 
     def computes(self, step: int) -> bool:
-        """Steps 0, 1, K-2 and K-1 always, the others as planned."""
-        return step >= self.next_step or step < 2 or step >= self.num_steps - 2
+        """The first two steps and the last ones always, the others as planned."""
+        return step >= self.next_step or step < 2 or step >= self.num_steps - self.last
 
     def plan(self, step: int, distance: float, most: float = math.inf) -> int:
         """The decision at a computed step: the codebook's rate, `most` at most.  Returns the new rate."""

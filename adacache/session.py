@@ -31,8 +31,8 @@ from adacache.trace import Decision, Trace, VideoTrace
 logger = logging.getLogger(__name__)
 
 FEW_STEPS = 12
-FEW_STEPS_DOUBT = (f"with fewer than {FEW_STEPS} steps there is little to reuse, for the first two and the "
-                   "last two are always computed and neighbouring ones differ much")
+FEW_STEPS_DOUBT = (f"with fewer than {FEW_STEPS} steps there is little to reuse, for the first two, and "
+                   "without a guard the last two, are always computed and neighbouring ones differ much")
 
 
 class Group:
@@ -66,7 +66,7 @@ class Found:
     """What a computed step brought for one group, on the host.
 
     change: of the probed residuals since the last computed step, relative, mean over the probes.  motion: m.
-    error: of what reuse or forecast would have added, relative; None where nobody asked.
+    error: relative, of what reuse or forecast would have added, after guidance; None where nobody asked.
     weights: of the forecast, mean over the group's rows.
     """
 
@@ -151,9 +151,12 @@ class Session:
                 cache.forget_stored()
         if self.stack is not None:
             self.stack.due, self.stack.waiting = sorted(due), sorted(set(range(self.rows)) - set(due))
-            # rows take turns between the groups: row r is of group r modulo their number
-            clocks = [clock_numbers(*group.clocks(self.step)) for group in self.groups]
-            self.stack.clocks = [clocks[row % len(clocks)] for row in range(self.rows)]
+            together = 1 if self.config.decide == "row" else self.config.rows_per_video
+            self.stack.due_videos = len(due) // (1 if len(due) % together else together)
+            if self.stack.forecast is not None:
+                # rows take turns between the groups: row r is of group r modulo their number
+                clocks = [clock_numbers(*group.clocks(self.step)) for group in self.groups]
+                self.stack.clocks = [clocks[row % len(clocks)] for row in range(self.rows)]
 
     @property
     def stack(self) -> StackCache | None:
@@ -229,7 +232,7 @@ class Session:
         reach, _ = group.clocks(self.step)
         most = math.inf
         if guard < math.inf:
-            most = longest_rate(found.error, reach, guard, self.config.forecast)
+            most = longest_rate(found.error, reach, guard, self.config.forecast if any(found.weights) else 0)
         rate = schedule.plan(self.step, regularized, most)
         group.record.decisions.append(
             Decision(self.step, distance, motion, gradient, regularized, rate, found.error, found.weights))
@@ -272,8 +275,13 @@ def make_groups(config: AdaCacheConfig, rows: int, num_steps: int) -> list[Group
     if (fixed := config.schedule) is not None:
         fixed.check_count(count)
         return [Group(slice(i, None, count), fixed.of_video(i)) for i in range(count)]
-    codebook = config.codebook_for(num_steps)
-    return [Group(slice(i, None, count), AdaptiveSchedule(codebook, num_steps)) for i in range(count)]
+    codebook, last = config.codebook_for(num_steps), always_last(config.guard)
+    return [Group(slice(i, None, count), AdaptiveSchedule(codebook, num_steps, last)) for i in range(count)]
+
+
+def always_last(guard: float) -> int:
+    """How many steps at the end are always computed: as published two; a guard sees how far it may go."""
+    return 2 if guard == math.inf else 0
 
 
 def differing_rows(value: Any, stored: Any, rows: int) -> list[bool]:
@@ -312,11 +320,12 @@ def held_bytes(caches: Iterable[ResidualCache]) -> int:
 
 
 def why_nothing(decisions: list[Decision], num_steps: int, guard: float) -> str:
-    if num_steps < 5:
-        return f"num_steps={num_steps}, and the first two and the last two steps are always computed"
+    if num_steps < 3 + (last := always_last(guard)):
+        always = "two and the last two" if last else "two"
+        return f"num_steps={num_steps}, and the first {always} steps are always computed"
     if not decisions:
         return "the schedule computes every step"
-    decisions = [d for d in decisions if d.step < num_steps - 3]  # a later one has no step left to skip
+    decisions = [d for d in decisions if d.step < num_steps - 1 - last]  # a later one has none to skip
     if any(d.rate > 1 for d in decisions):
         return "steps would have been, but what `recompute_on` names changed at each of them"
     found = [d.regularized_distance for d in decisions if math.isfinite(d.regularized_distance)]

@@ -3,7 +3,8 @@
 CONFIG is an inference config of the embedded model with `methods`: {name: dict(steps=..., adacache=...)}.
 `steps` are those of the sampler (default: the config's); without `adacache` every one is computed.  With
 `replay=NAME` each video computes the steps that it did under that method, before this one.  PSNR is
-that of the decoded video against the one with all steps; a method's gain is the mean of the differences,
+that of the decoded video against the one with all steps, also the worst, the one that a tenth of the prompts
+does not reach, and that of the squared error of all (pooled); a method's gain is the mean of the differences,
 prompt by prompt, to the method that its `against` names.  Intervals are 95 %.
 """
 from __future__ import annotations
@@ -113,7 +114,9 @@ def summary(found: Mapping[str, list[tuple[float, int]]], methods: Mapping[str, 
         quality, counts = (np.array(values, float) for values in zip(*found[name], strict=True))
         result[name] = {
             "computed": counts.mean(), "computed_least": counts.min(), "computed_most": counts.max(),
-            "psnr": quality.mean(), "psnr_interval": interval(quality), "psnr_worst": quality.min()}
+            "psnr": quality.mean(), "psnr_interval": interval(quality), "psnr_worst": quality.min(),
+            "psnr_tenth": np.quantile(quality, 0.1),
+            "psnr_pooled": -10 * np.log10((10 ** (-quality / 10)).mean())}
         if method.against:
             gain = quality - np.array([value for value, _ in found[method.against]])
             result[name] |= {"against": method.against, "gain": gain.mean(), "gain_interval": interval(gain),
@@ -123,15 +126,15 @@ def summary(found: Mapping[str, list[tuple[float, int]]], methods: Mapping[str, 
 
 
 def table(result: Mapping[str, Mapping[str, Any]], prompts: int) -> Table:
-    shown = Table("method", "computed steps", "PSNR, dB", "worst", "gain, dB", "worst to best", "against",
-                  title=f"{prompts} held-out prompts")
+    shown = Table("method", "computed steps", "PSNR, dB", "worst tenth", "worst", "pooled", "gain, dB",
+                  "worst to best", "against", title=f"{prompts} held-out prompts")
     for name, row in result.items():
         steps = f"{row['computed']:.1f} ({row['computed_least']:.0f} to {row['computed_most']:.0f})"
         gain = ("", "", "") if "against" not in row else (
             f"{row['gain']:+.2f} ± {row['gain_interval']:.2f}",
             f"{row['gain_worst']:+.1f} to {row['gain_best']:+.1f}", row["against"])
         shown.add_row(name, steps, f"{row['psnr']:.2f} ± {row['psnr_interval']:.2f}",
-                      f"{row['psnr_worst']:.1f}", *gain)
+                      *(f"{row[f'psnr_{name}']:.1f}" for name in ("tenth", "worst", "pooled")), *gain)
     return shown
 
 
@@ -152,7 +155,7 @@ def evaluate(args: argparse.Namespace) -> None:
     found = {name: [pair for part in parts for pair in part[name]] for name in methods}
     result = summary(found, methods)
     if rank() == 0:
-        Console(width=140).print(table(result, args.prompts))
+        Console(width=160).print(table(result, args.prompts))
         if args.json:
             found = {"config": args.config, "prompts": args.prompts, "methods": result}
             args.json.write_text(json.dumps(found, indent=2) + "\n")

@@ -40,7 +40,7 @@ def test_the_fewest_steps_are_those_of_a_run_that_hardly_changes(capsys):
 
 def test_a_guard_may_compute_every_step(capsys):
     lines = told(capsys, toy(), 100, codebook="fast", forecast=2, guard=0.1)
-    assert lines[1].startswith("steps: 12 to 100 of 100 computed, by the codebook 0.03:12,")
+    assert lines[1].startswith("steps: 10 to 100 of 100 computed, by the codebook 0.03:12,")
     assert lines[1].endswith(", under a guard of 0.1")
     assert lines[3].startswith("keeps: 4 residuals (1 to reuse, 1 to compare, 2 to forecast)")
 

@@ -18,6 +18,7 @@ def computed(schedule: AdaptiveSchedule, distance: float) -> list[int]:
 
 def test_the_first_two_and_the_last_two_steps_are_always_computed():
     assert computed(AdaptiveSchedule(Codebook([(1.0, 100)]), 30), 0.5) == [0, 1, 28, 29]
+    assert computed(AdaptiveSchedule(Codebook([(1.0, 100)]), 30, last=0), 0.5) == [0, 1]
 
 
 def test_the_rate_leads_from_one_computed_step_to_the_next():
