@@ -152,8 +152,9 @@ class StackCache(ResidualCache):
         out = blocks(x, rows)
         if self.stores:
             new = (out - x).detach()
-            with self.measuring():
-                self._learn(new, rows)
+            if self.forecast is not None:
+                with self.measuring():
+                    self._learn(self.forecast, new, rows)
             self.save(S, stack=new)
         return out
 
@@ -171,15 +172,13 @@ class StackCache(ResidualCache):
         for cache in (self, *self.blocks):
             cache.reuse, cache.rows = reuse, None if rows is None else rows.index
 
-    def _learn(self, new: Tensor, rows: Rows | None) -> None:
+    def _learn(self, forecast: Forecast, new: Tensor, rows: Rows | None) -> None:
         """What the forecast missed, and with which weights it would not have."""
-        if self.forecast is None:
-            return
         if not self.residuals:
-            self.forecast.start(new)
+            forecast.start(new)
         else:
             last = of_rows(self.residuals["stack"], self.rows)
-            self.forecast.update(last, new, self.due_videos, self.rows, self._clocks(rows, new.device))
+            forecast.update(last, new, self.due_videos, self.rows, self._clocks(rows, new.device))
 
     def _clocks(self, rows: Rows | None, device: torch.device) -> Tensor:
         chosen = self.clocks if rows is None else [self.clocks[row] for row in rows.numbers]

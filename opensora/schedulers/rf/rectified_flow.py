@@ -30,7 +30,8 @@ def timestep_transform(
 ) -> Tensor:
     """Shift timesteps towards noise, the more the larger the video: t -> r t / (1 + (r - 1) t).
 
-    t: [B].  sizes: `height`, `width`, `num_frames` in pixels and frames, [B]; their product overflows fp16.
+    t: [B], or [steps, B].  sizes: `height`, `width`, `num_frames` in pixels and frames, [B]; their product
+    overflows fp16.
     """
     height, width, frames = (
         v.float() if v.dtype == torch.float16 else v
@@ -71,14 +72,14 @@ class RectifiedFlow:
         t = [(1.0 - i / steps) * self.num_timesteps for i in range(steps)]
         if self.use_discrete_timesteps:
             t = [round(value) for value in t]
-        timesteps = [torch.tensor([value] * rows, device=device) for value in t]
+        timesteps = torch.tensor(t, device=device)[:, None].repeat(1, rows)
         if not self.use_timestep_transform:
-            return timesteps
+            return list(timesteps)
         if not sizes or not {"height", "width", "num_frames"} <= set(sizes):
             raise ValueError("use_timestep_transform=True needs additional_args with height, width and "
                              "num_frames")
         # the sampler shifts by size alone; transform_scale belongs to training, as published
-        return [timestep_transform(t, sizes, num_timesteps=self.num_timesteps) for t in timesteps]
+        return list(timestep_transform(timesteps, sizes, num_timesteps=self.num_timesteps))
 
     def draw_timesteps(self, x: Tensor, sizes: Mapping[str, Tensor] | None) -> Tensor:
         """One random timestep for each video of a training batch, [B]."""
