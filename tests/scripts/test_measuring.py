@@ -132,6 +132,8 @@ def test_intervals_and_gains_by_hand(script):
     found = quality.summary({"a": [(20.0, 30), (30.0, 30)], "b": [(22.0, 8), (31.0, 12)]}, methods)["b"]
     assert (found["computed"], found["computed_least"], found["computed_most"]) == (10, 8, 12)
     assert (found["psnr"], found["psnr_worst"]) == (26.5, 22)
+    assert found["psnr_tenth"] == pytest.approx(22.9)
+    assert found["psnr_pooled"] == pytest.approx(-10 * np.log10((10**-2.2 + 10**-3.1) / 2))
     # gains 2 and 1: sd .707, over the root of two prompts, times 1.96
     assert (found["gain"], found["gain_worst"], found["gain_best"]) == (1.5, 1.0, 2.0)
     assert found["gain_interval"] == pytest.approx(1.96 * 0.5, rel=1e-3)
