@@ -1,0 +1,201 @@
+"""What settings would do to recorded runs, without the model: simulation, and the best steps to compute.
+
+The simulation is the engine itself, run on short vectors with the inner products of the recorded residuals.
+It follows the recorded trajectory: errors do not feed back, as long as they are small.  What they grow to by
+the end of the run is measured once (`growth`), by runs that reuse a single step.
+
+Legend: V videos with p rows each, K steps, D = p K.
+"""
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from adacache.attach import make_caches
+from adacache.config import AdaCacheConfig
+from adacache.forecast import guided_norm
+from adacache.moreg import motion_factor
+from adacache.recording import Recording
+from adacache.residual import Rows
+from adacache.schedule import FixedSchedule
+from adacache.session import Session
+from adacache.trace import Trace
+
+
+@dataclass(frozen=True)
+class Simulation:
+    """trace: the schedules, one for each video or one for all.  errors: what every step would have added too
+    much, as short vectors, [V, p, K, D]."""
+
+    trace: Trace
+    errors: Tensor
+
+    @property
+    def computed(self) -> Tensor:
+        """Steps computed for each video: [V]."""
+        return torch.tensor([len(self.trace.of_video(v).computed_steps) for v in range(len(self.errors))])
+
+    def squared_error(self, growth: Tensor) -> Tensor:
+        """Of the finished latents, after guidance: [V].  growth: [K], see `growth_of_errors`."""
+        total = torch.einsum("vpkd,k->vpd", self.errors, growth.to(self.errors))
+        return guided_norm(total @ total.mT)
+
+
+def simulate(recording: Recording, config: AdaCacheConfig) -> Simulation:
+    """The steps that `config` would have computed, each video by itself, and the errors of the others.
+
+    Watched arguments are taken not to change.  Raises ValueError for probes that were not recorded.
+    """
+    config = replace(config, granularity="stack", decide="video", recompute_on=(), any_signature=True,
+                     rows_per_video=recording.products.shape[1])
+    residuals = short_vectors(recording.products)  # [K, p V, D, 1]
+    model = Replayed(residuals, config.probes)
+    session = ReplayedSession(recording, config)
+    caches = make_caches(session.config, {"": model, **model.probed}, session)
+    session.caches = list(caches.values())
+    for path, cache in caches.items():
+        (model.probed[path] if path else model).residual_cache = cache
+    added, nothing = [], torch.zeros_like(residuals[0])
+    for step in range(recording.num_steps):
+        session.begin_step(nothing, {})
+        added.append(model(nothing, step))
+        session.end_step()
+    session.release()
+    errors = torch.stack(added) - residuals
+    return Simulation(session.trace, errors[..., 0].unflatten(1, (-1, recording.videos)).permute(2, 1, 0, 3))
+
+
+def short_vectors(products: Tensor) -> Tensor:
+    """Residuals [K, p V, D, 1], fp64, with these inner products, [V, p, K, p, K]."""
+    videos, rows, steps = products.shape[:3]
+    values, vectors = torch.linalg.eigh(products.flatten(3).flatten(1, 2))
+    short = vectors * values.clamp(min=0).sqrt()[:, None]  # [V, p K, D]
+    return short.unflatten(1, (rows, steps)).permute(2, 1, 0, 3).flatten(1, 2)[..., None]
+
+
+class Replayed(nn.Module):
+    """A model whose stack adds recorded residuals, whatever its input is."""
+
+    def __init__(self, residuals: Tensor, probes: Sequence[str]) -> None:
+        super().__init__()
+        self.residuals, self.residual_cache = residuals, None
+        self.probed = {probe.rpartition(".")[0]: Slot() for probe in probes}
+        self.names = [tuple(probe.rpartition(".")[::2]) for probe in probes]
+
+    def forward(self, x: Tensor, step: int) -> Tensor:
+        def blocks(x: Tensor, rows: Rows | None) -> Tensor:
+            residual = self.residuals[step] if rows is None else self.residuals[step][rows.index]
+            for path, slot in self.probed.items():
+                if slot.residual_cache is not None:  # what is saved is never looked at: see ReplayedSession
+                    slot.residual_cache.save(1, **{name: x.new_zeros(len(x), 1, 1)
+                                                   for at, name in self.names if at == path})
+            return x + residual
+
+        return self.residual_cache.run(x, 1, blocks)
+
+
+class Slot(nn.Module):
+    """A probed block."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.residual_cache = None
+
+
+class ReplayedSession(Session):
+    """Looks distances up that a session measures."""
+
+    def __init__(self, recording: Recording, config: AdaCacheConfig) -> None:
+        super().__init__(config, recording.num_steps)
+        if self.config.schedule is None:
+            for probe in self.config.probes:
+                if probe not in recording.distances:
+                    raise ValueError(f"probe {probe!r}; allowed: recorded ones, "
+                                     f"{', '.join(recording.distances)}")
+        self.recording = recording
+        self.distances = [recording.distances[probe] for probe in recording.distances
+                          if probe in self.config.probes]  # in depth order
+
+    def measure(self, new: Tensor, cached: Tensor, S: int) -> None:
+        moreg = self.config.moreg
+        for group in self.due:
+            video, last = self.groups.index(group), group.record.computed_steps[-1]
+            table = self.distances[len(group.distances)]
+            group.distances.append(table[video, self.step, last])
+            applies = moreg is not None and moreg.applies_to(self.step, self.num_steps)
+            score = self.recording.motion[video, self.step]
+            group.motion_now = motion_factor(score, moreg.scale, moreg.power) if applies else torch.ones(())
+
+
+def growth_of_errors(recording: Recording, final: Mapping[int, Tensor]) -> Tensor:
+    """How far an error of the guided residual at each step has grown by the end of the run: [K].
+
+    final: step -> squared errors of the finished latents, [V], of runs in which that step alone was reused.
+    Geometric mean over the videos, and between the steps that were tried.  Raises ValueError for step 0.
+    """
+    tried = {}
+    for step, error in final.items():
+        if not 0 < step < recording.num_steps:
+            raise ValueError(f"step {step} reused; allowed: 1 to {recording.num_steps - 1}")
+        now, before = recording.products[:, :, step], recording.products[:, :, step - 1]
+        change = now[..., step] - now[..., step - 1] - before[..., step] + before[..., step - 1]  # [V, p, p]
+        tried[step] = ((error.to(change) / guided_norm(change)).log().mean() / 2).item()
+    steps = sorted(tried)
+    return torch.tensor([math.exp(between(step, steps, [tried[s] for s in steps]))
+                         for step in range(recording.num_steps)], dtype=torch.float64)
+
+
+def between(at: int, places: Sequence[int], values: Sequence[float]) -> float:
+    """Linear between neighbouring places; outside of them the nearest value."""
+    if at <= places[0] or at >= places[-1]:
+        return values[0] if at <= places[0] else values[-1]
+    after = next(i for i, place in enumerate(places) if place >= at)
+    share = (at - places[after - 1]) / (places[after] - places[after - 1])
+    return values[after - 1] + share * (values[after] - values[after - 1])
+
+
+def best_steps(recording: Recording, count: int, config: AdaCacheConfig, growth: Tensor,
+               reach: int = 4) -> FixedSchedule:
+    """The `count` steps to compute, the same for all videos, that leave the least error, by local search.
+
+    From a schedule that is dense early, single steps move by up to `reach`, and all that follow one by 1, as
+    long as the mean of the log error falls.  config: its forecast is the one that the schedule is made for.
+    """
+    total = recording.num_steps
+    if not 2 <= count <= total:
+        raise ValueError(f"{count} computed steps; allowed: 2 to num_steps={total}")
+    order = config.resolved().forecast
+
+    def loss(steps: frozenset[int]) -> float:
+        fixed = FixedSchedule(tuple(sorted(steps)), total, forecast=order)
+        errors = simulate(recording, replace(config, schedule=fixed, guard=None)).squared_error(growth)
+        return errors.clamp(min=1e-30).log().mean().item()
+
+    best, least = dense_early(count, total), math.inf
+    while (found := loss(best)) < least - 1e-6:
+        least = found
+        for index in range(1, count):
+            best = min((best, *neighbours(best, index, total, reach)), key=loss)
+    return FixedSchedule(tuple(sorted(best)), total, forecast=order)
+
+
+def neighbours(steps: frozenset[int], index: int, total: int, reach: int) -> list[frozenset[int]]:
+    """The schedules in which one step has moved by up to `reach`, or it and all later ones by 1."""
+    ordered = sorted(steps)
+    step, before, later = ordered[index], frozenset(ordered[:index]), ordered[index:]
+    moved = [steps - {step} | {to} for to in range(max(1, step - reach), min(total, step + reach + 1))]
+    shifted = [before | {each + by for each in later} for by in (-1, 1) if later[-1] + by < total]
+    return [schedule for schedule in (*moved, *shifted) if len(schedule) == len(steps) and schedule != steps]
+
+
+def dense_early(count: int, total: int) -> frozenset[int]:
+    """`count` of `total` steps, gaps growing: about (total - 1) (i / (count - 1))^2, moved apart."""
+    steps = [0]
+    for i in range(1, count):
+        wanted = round((total - 1) * (i / (count - 1)) ** 2)
+        steps.append(min(max(wanted, steps[-1] + 1), total - count + i))
+    return frozenset(steps)

@@ -1,0 +1,143 @@
+"""Simulated on recorded numbers, settings do what they do on the model."""
+import math
+from itertools import combinations
+
+import pytest
+import torch
+from test_forecast import STEPS, Drifting, polynomial
+from torch import Tensor
+from toy_dit import noise, sample, toy
+
+from adacache import AdaCacheConfig, FixedSchedule, MoRegConfig, adaptive_cache
+from adacache.calibrate import best_steps, growth_of_errors, short_vectors, simulate
+from adacache.recording import Recording, recorded
+
+PROBE = ("block.attn",)
+
+
+def two_videos() -> Tensor:
+    """Residuals [steps, 4, 6, 8]; rows: c of both videos, u of both.  The second video is restless."""
+    restless = torch.randn(STEPS, 2, 6, 8, generator=torch.Generator().manual_seed(0)).double() * 0.3
+    calm, wild = polynomial(1.0, 0.1, 0.01), polynomial(1.0, 0.2, 0.02) + restless
+    return torch.stack([calm, wild], dim=2).flatten(1, 2)
+
+
+def run(residuals: Tensor, config: AdaCacheConfig):
+    model, zero = Drifting(residuals), torch.zeros_like(residuals[0])
+    with torch.no_grad(), adaptive_cache(model, config, STEPS) as session:
+        return torch.stack([model(zero, step) for step in range(STEPS)]), session.trace
+
+
+def record(residuals: Tensor, **settings) -> Recording:
+    model, zero = Drifting(residuals), torch.zeros_like(residuals[0])
+    with torch.no_grad(), recorded(model, AdaCacheConfig(probes=PROBE, **settings)) as recorder:
+        for step in range(STEPS):
+            model(zero, step)
+    return recorder.recording()
+
+
+@pytest.mark.parametrize("settings", [
+    dict(codebook=[(0.05, 5), (0.2, 3), (9.0, 1)]),
+    dict(codebook=[(9.0, 6)], forecast=2, guard=0.2),
+    dict(codebook=[(9.0, 6)], forecast=0, guard=0.3),
+    dict(codebook=[(0.05, 5), (0.2, 3), (9.0, 1)], moreg=MoRegConfig(window=(4, 20), scale=0.8, power=2)),
+    dict(codebook=[(0.05, 5), (0.2, 3), (9.0, 1)], metric="cosine"),
+    dict(schedule=FixedSchedule((0, 1, 2, 4, 7, 11, 16, 21), STEPS), forecast=1),
+    dict(codebook="published-fast"),
+], ids=["codebook", "guarded forecast", "guarded reuse", "moreg", "metric", "fixed", "preset"])
+def test_a_simulation_is_the_run(settings):
+    residuals = two_videos()
+    config = AdaCacheConfig(probes=PROBE, **settings)
+    recording = record(residuals, **{k: settings[k] for k in ("metric", "moreg") if k in settings})
+    simulated = simulate(recording, config)
+    for v in range(2):  # a published preset decides for the batch, a simulation for each video
+        found, trace = run(residuals[:, v::2], config)
+        assert simulated.trace[v].computed_steps == trace[0].computed_steps
+        assert simulated.computed[v] == len(trace[0].computed_steps)
+        for one, other in zip(simulated.trace[v].decisions, trace[0].decisions, strict=True):
+            assert one.rate == other.rate
+            assert one.regularized_distance == pytest.approx(other.regularized_distance, rel=1e-4)
+            assert (one.error is None) == (other.error is None)
+            assert one.error is None or one.error == pytest.approx(other.error, rel=1e-3, abs=1e-5)
+        missed = (found - residuals[:, v::2]).flatten(2).norm(dim=2).T  # [p, K]
+        torch.testing.assert_close(simulated.errors[v].norm(dim=2), missed, rtol=1e-3, atol=1e-4)
+    assert len({tuple(v.computed_steps) for v in simulated.trace}) == (1 if "schedule" in settings else 2)
+
+
+def test_short_vectors_have_the_recorded_inner_products():
+    residuals = two_videos()
+    recording = record(residuals)
+    short = short_vectors(recording.products)
+    assert short.shape == (STEPS, 4, 2 * STEPS, 1)
+    for v in range(2):
+        whole = residuals[:, v::2].transpose(0, 1).flatten(0, 1).flatten(1)
+        found = short[:, v::2, :, 0].transpose(0, 1).flatten(0, 1)
+        torch.testing.assert_close(found @ found.T, whole @ whole.T)
+
+
+def test_recording_changes_nothing_and_leaves_the_model_as_it_was():
+    model, x = toy(), noise(rows=4)
+    expected = sample(model, 6, x)
+    with recorded(model, AdaCacheConfig(probes=["blocks.1.attn"])) as recorder:
+        assert torch.equal(sample(model, 6, x), expected)
+        with pytest.raises(RuntimeError, match="inside"), recorded(model, AdaCacheConfig()):
+            pass
+    assert model.residual_cache is None
+    recording = recorder.recording()
+    assert recording.products.shape == (2, 2, 6, 2, 6) and recording.num_steps == 6
+    assert recording.motion.shape == (2, 6)
+    both = Recording.joined([recording, recording])
+    assert both.videos == 4 and both.distances["blocks.1.attn"].shape == (4, 6, 6)
+
+
+def test_growth_is_what_single_errors_come_to():
+    residuals = two_videos()
+    grows = torch.linspace(3.0, 1.0, STEPS).double()
+    recording, final = record(residuals), {}
+    for step in (1, 5, 12, 23):
+        kept = tuple(s for s in range(STEPS) if s != step)
+        found, _ = run(residuals, AdaCacheConfig(schedule=FixedSchedule(kept, STEPS)))
+        wrong = grows[step] * (found - residuals)[step]
+        final[step] = (5 * wrong[:2] - 4 * wrong[2:]).flatten(1).square().sum(1)
+    growth = growth_of_errors(recording, final)
+    assert growth[[1, 5, 12, 23]].tolist() == pytest.approx(grows[[1, 5, 12, 23]].tolist(), rel=1e-6)
+    assert growth[0] == growth[1] and growth[5] > growth[8] > growth[12]
+    with pytest.raises(ValueError, match="step 0"):
+        growth_of_errors(recording, {0: torch.ones(2)})
+
+
+def test_no_three_steps_are_better_than_the_best_three():
+    position = torch.linspace(0, 1, STEPS).double()[:, None, None, None]
+    calming = (-4 * position).exp() * noise(seed=1).double() + position * noise(seed=2).double()
+    recording, growth = record(calming), torch.linspace(2, 1, STEPS)
+
+    def error(steps) -> float:
+        config = AdaCacheConfig(probes=PROBE, schedule=FixedSchedule(steps, STEPS))
+        return simulate(recording, config).squared_error(growth).item()
+
+    best = best_steps(recording, 3, AdaCacheConfig(probes=PROBE, forecast=0), growth, reach=STEPS)
+    assert len(best.steps) == 3
+    every = min(((0, a, b) for a, b in combinations(range(1, STEPS), 2)), key=error)
+    assert best.steps == every
+    with pytest.raises(ValueError, match="1 computed steps; allowed: 2 to num_steps=24"):
+        best_steps(recording, 1, AdaCacheConfig(probes=PROBE), growth)
+
+
+def test_errors_that_matter_more_are_avoided_first():
+    recording = record(polynomial(1.0, 0.3))
+    config = AdaCacheConfig(probes=PROBE, forecast=0)
+    early, late = torch.ones(STEPS), torch.ones(STEPS)
+    early[:8], late[16:] = 30.0, 30.0
+    counts = [sum(step < 8 for step in best_steps(recording, 8, config, growth).steps)
+              for growth in (early, late)]
+    assert counts[0] > counts[1]
+
+
+def test_what_cannot_be_simulated_is_said():
+    recording = record(two_videos())
+    with pytest.raises(ValueError, match=r"probe 'block.mlp'; allowed: recorded ones, block.attn"):
+        simulate(recording, AdaCacheConfig(probes=["block.mlp"]))
+    with pytest.raises(RuntimeError, match="nothing was recorded"), \
+            recorded(toy(), AdaCacheConfig(probes=["blocks.1.attn"])) as recorder:
+        recorder.recording()
+    assert math.isnan(recording.distances["block.attn"][0, 3, 3])
