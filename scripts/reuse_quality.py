@@ -157,8 +157,8 @@ def evaluate(args: argparse.Namespace) -> None:
     if rank() == 0:
         Console(width=160).print(table(result, args.prompts))
         if args.json:
-            found = {"config": args.config, "prompts": args.prompts, "methods": result}
-            args.json.write_text(json.dumps(found, indent=2) + "\n")
+            written = {"config": args.config, "prompts": args.prompts, "methods": result, "videos": found}
+            args.json.write_text(json.dumps(written, indent=2) + "\n")
 
 
 def main() -> int:

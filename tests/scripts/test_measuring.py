@@ -182,3 +182,19 @@ def test_shipped_weights_are_those_that_training_wrote(script, tiny, tmp_path):
             expected = before[name].to(torch.bfloat16) if part == "transformer" else before[name]
             assert torch.equal(tensor, expected), name
     assert (tmp_path / "text_encoder/tokenizer.json").exists()
+
+
+def test_steps_are_placed_by_recorded_runs(script, tmp_path, monkeypatch, capsys):
+    out, config = tmp_path / "found.json", SCRIPTS.parent / "configs/shapes/sample.py"
+    command = ["place_steps.py", str(config), "--prompts", "2", "--batch", "1", "--json", str(out),
+               "--cfg-options", "scheduler.num_sampling_steps=6"]
+    monkeypatch.setattr(sys, "argv", [*command[:2], "--computed", "3", *command[2:]])
+    assert script("place_steps").main() == 0
+    steps = json.loads(out.read_text())["schedule"]["computed_steps"]
+    assert len(steps) == 3 and steps[:2] == [0, 1]
+    assert f"3 of 6 steps, forecast 2: {steps}" in capsys.readouterr().out
+    chosen = script("cache_choice").read_profile(str(out))
+    assert chosen.resolved().schedule.steps == tuple(steps) and chosen.resolved().forecast == 2
+    monkeypatch.setattr(sys, "argv", [*command[:2], "--computed", "7", *command[2:]])
+    assert script("place_steps").main() == 2
+    assert "7 computed steps; allowed: 2 to num_steps=6" in capsys.readouterr().err
