@@ -1,7 +1,7 @@
 """AdaCache and MoReg: adaptive caching of residuals in video diffusion transformers (arXiv 2411.02397).
 
 Reading order: config, codebook, metric, moreg, schedule, residual, forecast, session, attach, trace;
-then signature, step_clock, explain; recording and calibrate, which need no model.
+then signature, step_clock, explain; recording, and calibrate, which needs no model.
 """
 from adacache.attach import adaptive_cache
 from adacache.codebook import Codebook

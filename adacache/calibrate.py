@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from adacache.attach import make_caches
+from adacache.attach import check_num_steps, make_caches
 from adacache.config import AdaCacheConfig
 from adacache.forecast import guided_norm
 from adacache.moreg import motion_factor
@@ -24,6 +24,8 @@ from adacache.residual import Rows
 from adacache.schedule import FixedSchedule
 from adacache.session import Session
 from adacache.trace import Trace
+
+TINY = 1e-30
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,7 @@ class Simulation:
         return torch.tensor([len(self.trace.of_video(v).computed_steps) for v in range(len(self.errors))])
 
     def squared_error(self, growth: Tensor) -> Tensor:
-        """Of the finished latents, after guidance: [V].  growth: [K], see `growth_of_errors`."""
+        """Of what comes out at the end: [V].  growth: [K], see `growth_of_errors`."""
         total = torch.einsum("vpkd,k->vpd", self.errors, growth.to(self.errors))
         return guided_norm(total @ total.mT)
 
@@ -48,10 +50,14 @@ class Simulation:
 def simulate(recording: Recording, config: AdaCacheConfig) -> Simulation:
     """The steps that `config` would have computed, each video by itself, and the errors of the others.
 
-    Watched arguments are taken not to change.  Raises ValueError for probes that were not recorded.
+    Watched arguments are taken not to change.  Raises ValueError for what was not recorded: other probes,
+    another metric, other strides, another number of steps.
     """
-    config = replace(config, granularity="stack", decide="video", recompute_on=(), any_signature=True,
-                     rows_per_video=recording.products.shape[1])
+    check_num_steps(config, recording.num_steps)
+    check_recorded(recording, config)
+    # resolved first: by block there is neither forecast nor guard
+    config = replace(config.resolved(), granularity="stack", decide="video", recompute_on=(),
+                     any_signature=True, rows_per_video=recording.products.shape[1])
     residuals = short_vectors(recording.products)  # [K, p V, D, 1]
     model = Replayed(residuals, config.probes)
     session = ReplayedSession(recording, config)
@@ -67,6 +73,19 @@ def simulate(recording: Recording, config: AdaCacheConfig) -> Simulation:
     session.release()
     errors = torch.stack(added) - residuals
     return Simulation(session.trace, errors[..., 0].unflatten(1, (-1, recording.videos)).permute(2, 1, 0, 3))
+
+
+def check_recorded(recording: Recording, config: AdaCacheConfig) -> None:
+    """Raise ValueError for settings whose numbers the recording has not."""
+    if config.schedule is not None:
+        return
+    for probe in config.probes:
+        if probe not in recording.distances:
+            raise ValueError(f"probe {probe!r}; allowed: recorded ones, {', '.join(recording.distances)}")
+    if config.metric != recording.metric:
+        raise ValueError(f"metric={config.metric!r}; allowed: the recorded one, {recording.metric!r}")
+    if config.moreg is not None and config.moreg.strides != recording.strides:
+        raise ValueError(f"moreg.strides={config.moreg.strides}; allowed: recorded ones, {recording.strides}")
 
 
 def short_vectors(products: Tensor) -> Tensor:
@@ -111,39 +130,40 @@ class ReplayedSession(Session):
 
     def __init__(self, recording: Recording, config: AdaCacheConfig) -> None:
         super().__init__(config, recording.num_steps)
-        if self.config.schedule is None:
-            for probe in self.config.probes:
-                if probe not in recording.distances:
-                    raise ValueError(f"probe {probe!r}; allowed: recorded ones, "
-                                     f"{', '.join(recording.distances)}")
         self.recording = recording
-        self.distances = [recording.distances[probe] for probe in recording.distances
-                          if probe in self.config.probes]  # in depth order
+        self.probes = [probe for probe in recording.distances if probe in config.probes]  # in depth order
 
     def measure(self, new: Tensor, cached: Tensor, S: int) -> None:
         moreg = self.config.moreg
         for group in self.due:
             video, last = self.groups.index(group), group.record.computed_steps[-1]
-            table = self.distances[len(group.distances)]
-            group.distances.append(table[video, self.step, last])
+            probe = self.probes[len(group.distances)]
+            group.distances.append(self.recording.distances[probe][video, self.step, last])
             applies = moreg is not None and moreg.applies_to(self.step, self.num_steps)
-            score = self.recording.motion[video, self.step]
+            score = self.recording.motion[probe][video, self.step]
             group.motion_now = motion_factor(score, moreg.scale, moreg.power) if applies else torch.ones(())
 
 
 def growth_of_errors(recording: Recording, final: Mapping[int, Tensor]) -> Tensor:
     """How far an error of the guided residual at each step has grown by the end of the run: [K].
 
-    final: step -> squared errors of the finished latents, [V], of runs in which that step alone was reused.
-    Geometric mean over the videos, and between the steps that were tried.  Raises ValueError for step 0.
+    final: step -> squared errors of what came out, [V], latents or decoded, in runs in which that step alone
+    was reused.  Geometric mean over the videos, and between the steps that were tried.
+    Raises ValueError for step 0, no step at all, errors of other videos, and errors that are no numbers.
     """
     tried = {}
+    if not final:
+        raise ValueError("no step was reused; allowed: one or more")
     for step, error in final.items():
         if not 0 < step < recording.num_steps:
             raise ValueError(f"step {step} reused; allowed: 1 to {recording.num_steps - 1}")
+        if len(error) != recording.videos or not error.isfinite().all():
+            raise ValueError(f"errors {error.tolist()} at step {step}; allowed: {recording.videos} finite "
+                             "ones")
         now, before = recording.products[:, :, step], recording.products[:, :, step - 1]
         change = now[..., step] - now[..., step - 1] - before[..., step] + before[..., step - 1]  # [V, p, p]
-        tried[step] = ((error.to(change) / guided_norm(change)).log().mean() / 2).item()
+        ratio = error.to(change).clamp(min=TINY) / guided_norm(change).clamp(min=TINY)
+        tried[step] = (ratio.log().mean() / 2).item()
     steps = sorted(tried)
     return torch.tensor([math.exp(between(step, steps, [tried[s] for s in steps]))
                          for step in range(recording.num_steps)], dtype=torch.float64)
@@ -173,7 +193,7 @@ def best_steps(recording: Recording, count: int, config: AdaCacheConfig, growth:
     def loss(steps: frozenset[int]) -> float:
         fixed = FixedSchedule(tuple(sorted(steps)), total, forecast=order)
         errors = simulate(recording, replace(config, schedule=fixed, guard=None)).squared_error(growth)
-        return errors.clamp(min=1e-30).log().mean().item()
+        return errors.clamp(min=TINY).log().mean().item()
 
     best, least = dense_early(count, total), math.inf
     while (found := loss(best)) < least - 1e-6:

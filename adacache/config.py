@@ -79,14 +79,15 @@ class AdaCacheConfig:
     published.
     decide: "video", a schedule for each video, whatever else is in the batch; "row", one for each row of the
     batch; "batch", one for all.  None: "batch" with a published preset, otherwise "video".
-    rows_per_video: with "video"; 2: conditional and unconditional rows in one call, all of the first kind
-    before those of the second, as samplers with classifier-free guidance make it.  1: without guidance.
+    rows_per_video: 2: conditional and unconditional rows in one call, all of the first kind before those of
+    the second, as samplers with classifier-free guidance make it.  1: without guidance.  Matters to "video",
+    and to forecast and guard, which look at both rows together (with "row" at each by itself).
     forecast: 0 adds the stored residual as it is; 1 or 2 extrapolate it by that order, damped by how far the
     last forecast held (`adacache.forecast`), for one more stored tensor each.  None: as the preset, or as the
     recorded schedule; otherwise 0.
-    guard: largest relative error of the stack's residual, after guidance, to be expected on a reused step,
-    judged by that at the last computed one; it caps the rate, and the last two steps are then computed only
-    where they are due.  inf: no cap.  None: as the preset; otherwise no cap.
+    guard: largest relative error of the stack's residual, after guidance at a scale of 5, to be expected on a
+    reused step, judged by that at the last computed one; it caps the rate, and the last two steps are then
+    computed only where they are due.  inf: no cap.  None: as the preset; otherwise no cap.
     recompute_on: arguments of the model's forward, such as Open-Sora's frame mask.  Where one is not what it
     was when the residuals were stored, the step is computed.  None: x_mask, or with a published preset none.
     schedule: computed steps known beforehand; what concerns decisions (codebook, probes, metric, moreg,

@@ -6,9 +6,10 @@ Between computed steps plain reuse adds the last residual r.  A forecast of orde
 
 j steps after the last computed one, g being the gap between the last two, D1 and D2 the divided differences
 of the last residuals (Newton's form, uneven spacing).  With w = 1 that is the polynomial through them, which
-overshoots wherever the trajectory bends.  So w is what would have been best at the last computed step, where
-the true residual came to be known: the least squares fit of its change by what the forecast offered.  Where
-that explains little of the change, as in the first steps, w is 0, and near 1 where residuals drift steadily.
+overshoots wherever the trajectory bends.  So w is what would have been right at the last computed step, where
+the true residual came to be known: each term in turn is fitted, by least squares, to what those before it
+left of the change.  Where that explains little, as in the first steps, w is 0; it is near 1 where residuals
+drift steadily.
 
 Legend: B rows, T frames, S patches per frame, C channels; b of the B rows, p each of v videos; n terms, as
 many as the order.
@@ -23,8 +24,8 @@ from torch import Tensor
 
 LARGEST = 1.2   # weight: further out is noise
 ENOUGH = 0.2    # share of the last change that a forecast must explain; with less, reuse is safer
-GUIDANCE = 5.0  # a usual scale; whatever it is, what two rows do not have in common makes most of the error
-CHUNK = 4096    # tokens whose inner products are summed at once, so that fp32 copies stay small
+GUIDANCE = 5.0  # a usual scale; at any, what two rows do not have in common makes most of the error
+CHUNK = 512     # tokens whose inner products are summed at once, so that fp32 copies stay small
 
 
 class Forecast:
@@ -44,7 +45,7 @@ class Forecast:
     def start(self, residual: Tensor) -> None:
         """At the first computed step: nothing is known of the change, so what follows is plain reuse."""
         self.differences = [torch.zeros_like(residual) for _ in range(self.order)]
-        self.weights = torch.zeros(len(residual), self.order, device=residual.device)
+        self.weights = torch.zeros(len(residual), self.order, device=residual.device, dtype=torch.float32)
 
     def ahead(self, rows: Tensor | None, clocks: Tensor) -> list[tuple[Tensor, Tensor]]:
         """The terms to add to the last residual, as (factor [b, 1, 1], difference [b, (T S), C]).
@@ -87,7 +88,9 @@ def divided(change: Tensor, known: Sequence[Tensor], clocks: Tensor) -> list[Ten
     differences: list[Tensor] = []
     for order in range(len(known)):
         gained = change if order == 0 else differences[-1] - known[order - 1]
-        differences.append(gained * clocks[:, 2 + order, None, None].to(change.dtype))
+        difference = gained * clocks[:, 2 + order, None, None].to(change.dtype)
+        # of large residuals fp16 has no difference, and a weight of 0 would not take an infinite one away
+        differences.append(difference.nan_to_num(0.0) if difference.dtype == torch.float16 else difference)
     return differences
 
 
@@ -95,8 +98,8 @@ def of_rows(x: Tensor, rows: Tensor | None) -> Tensor:
     return x if rows is None else x[rows]
 
 
-def stored(into: Tensor, rows: Tensor | None, values: Tensor) -> Tensor:
-    """The whole batch after `values` came for some rows, or for all (None)."""
+def stored(into: Tensor | None, rows: Tensor | None, values: Tensor) -> Tensor:
+    """The whole batch, once `values` came for some rows, written into it, or for all (None), in its place."""
     return values if rows is None else into.index_copy_(0, rows, values)
 
 
@@ -105,11 +108,10 @@ def inner_products(tensors: Sequence[Tensor], videos: int) -> Tensor:
     def by_video(x: Tensor) -> Tensor:  # [v, p, (T S), C]
         return x.unflatten(0, (-1, videos)).transpose(0, 1)
 
-    tokens = max(CHUNK // len(tensors[0]), 1)
     kind = tensors[0].device.type
     autocasts = torch.amp.is_autocast_available(kind)
     with torch.autocast(kind, enabled=False) if autocasts else nullcontext():
-        pieces = zip(*(by_video(x).split(tokens, dim=2) for x in tensors), strict=True)
+        pieces = zip(*(by_video(x).split(CHUNK, dim=2) for x in tensors), strict=True)
         matrices = (torch.stack(piece, dim=2).flatten(3).flatten(1, 2).float() for piece in pieces)
         products = sum(matrix @ matrix.mT for matrix in matrices)
     rows = (len(tensors[0]) // videos, len(tensors))

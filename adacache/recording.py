@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -25,13 +25,16 @@ from adacache.residual import NO_PARTS, Blocks
 class Recording:
     """products: of the stack's residuals, [V, p, K, p, K], fp64.
 
-    distances: of every probe, from the residual of one step to that of another (c before it is divided by the
-    steps between), [V, K, K], the later step first.  motion: score of the deepest probe, [V, K].
+    distances: of every probe in depth order, by `metric`, from the residual of one step to that of another (c
+    before it is divided by the steps between), [V, K, K], the later step first.
+    motion: of every probe, its score over `strides`, [V, K].
     """
 
     products: Tensor
     distances: Mapping[str, Tensor]
-    motion: Tensor
+    motion: Mapping[str, Tensor]
+    metric: str = "l1"
+    strides: tuple[int, ...] = (1,)
 
     @property
     def num_steps(self) -> int:
@@ -44,35 +47,38 @@ class Recording:
     @classmethod
     def joined(cls, recordings: Sequence[Recording]) -> Recording:
         """The videos of all of them, which must be of as many steps, rows and probes."""
-        distances = {probe: torch.cat([recording.distances[probe] for recording in recordings])
-                     for probe in recordings[0].distances}
-        return cls(torch.cat([recording.products for recording in recordings]), distances,
-                   torch.cat([recording.motion for recording in recordings]))
+        first = recordings[0]
+        distances, motion = ({probe: torch.cat([getattr(each, name)[probe] for each in recordings])
+                              for probe in first.distances} for name in ("distances", "motion"))
+        return replace(first, products=torch.cat([each.products for each in recordings]),
+                       distances=distances, motion=motion)
 
 
 class Recorder:
-    """Fills the slots of a model whose every step is computed."""
+    """What the slots of a model, whose every step is computed, were given."""
 
-    def __init__(self, config: AdaCacheConfig) -> None:
-        self.config = config.resolved()
+    def __init__(self, config: AdaCacheConfig, num_steps: int) -> None:
+        self.config, self.num_steps = config.resolved(), num_steps
         self.stack: list[Tensor] = []              # of each step: [V p, (T S), C]
         self.probes: dict[str, list[Tensor]] = {}  # in depth order
         self.patches = 0                           # per frame
 
     def recording(self) -> Recording:
-        """After the run.  Raises RuntimeError where nothing was recorded."""
-        if not self.stack or not all(len(each) == len(self.stack) for each in self.probes.values()):
-            raise RuntimeError("nothing was recorded; allowed: a whole run inside of the `with`")
+        """After the run.  Raises RuntimeError where it was not a whole one."""
+        counts = {len(steps) for steps in (self.stack, *self.probes.values())}
+        if counts != {self.num_steps}:
+            raise RuntimeError(f"{len(self.stack)} steps recorded; allowed: a run of "
+                               f"num_steps={self.num_steps} inside of the `with`")
         videos = len(self.stack[0]) // self.config.rows_per_video
         rows = [slice(v, None, videos) for v in range(videos)]
         strides = self.config.moreg.strides if self.config.moreg else (1,)
-        deepest = list(self.probes.values())[-1]
-        motion = [torch.stack([motion_score(step[own], self.patches, strides) for step in deepest])
-                  for own in rows]
+        motion = {probe: torch.stack([torch.stack([motion_score(step[own], self.patches, strides)
+                                                   for step in steps]) for own in rows]).cpu()
+                  for probe, steps in self.probes.items()}
         distances = {probe: torch.stack([self._distances(steps, own) for own in rows])
                      for probe, steps in self.probes.items()}
-        return Recording(torch.stack([self._products(own) for own in rows]), distances,
-                         torch.stack(motion).cpu())
+        return Recording(torch.stack([self._products(own) for own in rows]), distances, motion,
+                         self.config.metric, strides)
 
     def _products(self, rows: slice) -> Tensor:
         """[p, K, p, K]."""
@@ -96,6 +102,9 @@ class StackSlot:
         self.recorder = recorder
 
     def run(self, x: Tensor, S: int, blocks: Blocks) -> Tensor:
+        if len(x) % (rows := self.recorder.config.rows_per_video):
+            raise ValueError(f"rows_per_video={rows}, but the model is called with a batch of {len(x)}; "
+                             "allowed: a number that divides it")
         out = blocks(x, None)
         self.recorder.stack.append((out - x).detach())
         self.recorder.patches = S
@@ -113,12 +122,15 @@ class BlockSlot:
     def save(self, S: int, parts: Mapping[str, Tensor] = NO_PARTS, **residuals: Tensor) -> None:
         offered = {**residuals, **parts}
         for name in self.names:
+            if name not in offered:
+                raise ValueError(f"probe {self.path}.{name}; allowed: residuals {', '.join(offered)}")
             self.recorder.probes[f"{self.path}.{name}"].append(offered[name].detach())
 
 
 @contextmanager
-def recorded(model: nn.Module, config: AdaCacheConfig) -> Iterator[Recorder]:
-    """Record one sampling run of `model`, for simulations of any settings with these probes and this metric.
+def recorded(model: nn.Module, config: AdaCacheConfig, num_steps: int) -> Iterator[Recorder]:
+    """Record one sampling run of `model`, for simulations of any settings with the probes, the metric and the
+    strides of `config`.
 
     Keeps the stack's and the probed residuals of all steps in memory until the recorder is dropped.
     Raises ValueError for a model without the slots, RuntimeError for one that is inside a `with` already.
@@ -129,7 +141,7 @@ def recorded(model: nn.Module, config: AdaCacheConfig) -> Iterator[Recorder]:
         raise ValueError("the model itself has no slot; allowed: a model with an attribute `residual_cache`")
     if any(module.residual_cache is not None for module in slots.values()):
         raise RuntimeError("the model is inside a `with` of its cache already; allowed: one at a time")
-    recorder = Recorder(config)
+    recorder = Recorder(config, num_steps)
     probed = probed_residuals(recorder.config.probes, blocks)
     ordered = {path: names for path, names in ((path, probed.get(path)) for path in blocks) if names}
     recorder.probes = {f"{path}.{name}": [] for path, names in ordered.items() for name in names}

@@ -40,9 +40,9 @@ class AdaptiveSchedule:
 def longest_rate(error: float, reach: int, bound: float, order: int) -> float:
     """The largest rate on whose way no reused step is expected to err by more than `bound`.
 
-    error: relative, of the last forecast of this order, `reach` steps after the computed step before.  Of
-    plain reuse it grows with the reach, of a forecast with its square; a rate's last reused step has a reach
-    of rate - 1.  Not finite: 1.
+    error: relative, of what was added `reach` steps after the computed step before.  order: of the forecasts
+    to come; of plain reuse errors grow with the reach, of a forecast with its square.  A rate's last reused
+    step has a reach of rate - 1.  Not finite: 1.
     """
     if not math.isfinite(error):
         return 1

@@ -18,8 +18,9 @@ class Decision:
     step: from 0.  distance: c, per step, mean over the probes.  motion: m; 1 outside MoReg's window.
     motion_gradient: g.  regularized_distance: c (m + |g|), which the codebook turns into the rate.
     rate: steps to the next computed one.
-    error: of what reuse or forecast would have added at this step, relative to the true residual; None where
-    neither forecast nor guard asked for it.  weights: w1, w2 of the forecasts that follow, mean over rows.
+    error: of what reuse or forecast would have added at this step, relative to the true residual, both after
+    guidance at a scale of 5; None where neither forecast nor guard asked for it.
+    weights: w1, w2 of the forecasts that follow, mean over rows.
     """
 
     step: int

@@ -72,11 +72,13 @@ def open_cache(
     cache: AdaCacheConfig | None, model: nn.Module, num_steps: int
 ) -> AbstractContextManager[Session | None]:
     """The context of one denoising run."""
-    if cache is None:
-        return nullcontext()
+    return nullcontext() if cache is None else adaptive_cache(model, for_model(cache, model), num_steps)
+
+
+def for_model(cache: AdaCacheConfig, model: nn.Module) -> AdaCacheConfig:
+    """The same, with MIDDLE_PROBE as a path."""
     middle = MIDDLE_PROBE.replace("middle", str((len(model.temporal_blocks) - 1) // 2))
-    probes = tuple(middle if probe == MIDDLE_PROBE else probe for probe in cache.probes)
-    return adaptive_cache(model, replace(cache, probes=probes), num_steps)
+    return replace(cache, probes=tuple(middle if probe == MIDDLE_PROBE else probe for probe in cache.probes))
 
 
 def check_cache(cache: AdaCacheConfig | None, model: nn.Module, num_steps: int) -> None:

@@ -7,6 +7,7 @@ each step grows (runs in which that step alone is reused), and searches by simul
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import logging
 import sys
@@ -16,7 +17,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from cache_choice import open_cache, take_cache_config
+from cache_choice import MIDDLE_PROBE, for_model, open_cache, take_cache_config
 from exit_status import exit_status
 from mmengine.config import DictAction
 from torch import Tensor
@@ -37,7 +38,7 @@ RANGE = 2   # of the values of a video, -1 to 1
 def record(pipeline: Pipeline, requests: Sequence[SampleRequest],
            probes: AdaCacheConfig) -> tuple[Recording, Tensor]:
     """One batch; its videos [V, 3, T, H, W]."""
-    samples = pipeline.generate(requests, lambda model, steps: recorded(model, probes))
+    samples = pipeline.generate(requests, lambda model, steps: recorded(model, probes, steps))
     return samples[0].runs[0].context.recording(), torch.stack([made.video for made in samples])
 
 
@@ -60,29 +61,33 @@ def psnr(squared_error: Tensor) -> float:
 
 
 def place(args: argparse.Namespace) -> None:
-    if args.json and len(args.computed) > 1:
-        raise ValueError(f"computed={args.computed} with json={str(args.json)!r}; allowed: one number")
+    if args.json and len(args.computed) * len(args.forecast) > 1:
+        raise ValueError(f"computed={args.computed}, forecast={args.forecast} with json={str(args.json)!r}; "
+                         "allowed: one of each")
     values = read_config(args.config, args.cfg_options).to_dict()
-    cache = take_cache_config(values, None) or AdaCacheConfig(probes=args.probes)
+    cache = take_cache_config(values, None) or AdaCacheConfig(probes=(MIDDLE_PROBE,))
     config = InferenceConfig.from_dict(values, args.config)
+    if config.loop > 1:
+        raise ValueError(f"loop={config.loop}; allowed: 1, for a recording is of one clip")
     config = replace(config, prompt=held_out_prompts(args.prompts, args.prompt_seed), batch_size=args.batch)
     pipeline, requests = Pipeline.load(config), plan_samples(config)
+    cache = for_model(cache, pipeline.model)
     batches = [requests[start : start + args.batch] for start in range(0, len(requests), args.batch)]
     probes = AdaCacheConfig(probes=cache.probes, metric=cache.metric, moreg=cache.moreg)
     first, truth = record(pipeline, batches[0], probes)
     growth = measured_growth(pipeline, batches[0], first, truth)
     recording = Recording.joined([first, *(record(pipeline, batch, probes)[0] for batch in batches[1:])])
-    settings = AdaCacheConfig(probes=cache.probes, forecast=args.forecast)
-    for count in args.computed:
+    for order, count in itertools.product(args.forecast, args.computed):
+        settings = AdaCacheConfig(probes=cache.probes, forecast=order)
         found = best_steps(recording, count, settings, growth)
         foretold = psnr(simulate(recording, replace(settings, schedule=found)).squared_error(growth))
-        print(f"{count} of {recording.num_steps} steps, forecast {args.forecast}: {list(found.steps)}; "
-              f"foretold, without what errors do to one another: {foretold:.1f} dB")
-    if args.json:
-        schedule = {"num_steps": recording.num_steps, "computed_steps": list(found.steps),
-                    "forecast": args.forecast}
-        chosen = {"schedule": schedule, "probes": list(cache.probes), "forecast": args.forecast}
-        args.json.write_text(json.dumps(chosen, indent=2) + "\n")
+        print(f"{count} of {recording.num_steps} steps, forecast {order}: {list(found.steps)}; foretold, "
+              f"without what errors do to one another: {foretold:.1f} dB")
+        if args.json:
+            schedule = {"num_steps": recording.num_steps, "computed_steps": list(found.steps),
+                        "forecast": order}
+            chosen = {"schedule": schedule, "probes": list(cache.probes), "forecast": order}
+            args.json.write_text(json.dumps(chosen, indent=2) + "\n")
 
 
 def main() -> int:
@@ -90,9 +95,7 @@ def main() -> int:
     parser.add_argument("config")
     parser.add_argument("--computed", type=int, nargs="+", required=True, metavar="N",
                         help="steps to compute")
-    parser.add_argument("--forecast", type=int, default=2, choices=(0, 1, 2))
-    parser.add_argument("--probes", nargs="+", default=["temporal_blocks.2.attn"],
-                        help="where CONFIG has no adacache")
+    parser.add_argument("--forecast", type=int, nargs="+", default=[2], choices=(0, 1, 2))
     parser.add_argument("--prompts", type=int, default=32, metavar="N")
     parser.add_argument("--prompt-seed", type=int, default=1, metavar="N")
     parser.add_argument("--batch", type=int, default=8, metavar="N", help="videos together")

@@ -152,12 +152,15 @@ def evaluate(args: argparse.Namespace) -> None:
     parts = [measure(pipeline, requests[rank() :: world_size()], methods, steps, args.batch)] * world_size()
     if world_size() > 1:
         dist.all_gather_object(parts, parts[0])
-    found = {name: [pair for part in parts for pair in part[name]] for name in methods}
+    ranks = len(parts)
+    found = {name: [parts[i % ranks][name][i // ranks] for i in range(len(requests))] for name in methods}
     result = summary(found, methods)
     if rank() == 0:
         Console(width=160).print(table(result, args.prompts))
         if args.json:
-            written = {"config": args.config, "prompts": args.prompts, "methods": result, "videos": found}
+            videos = {name: [dict(zip(("psnr", "computed"), pair, strict=True)) for pair in pairs]
+                      for name, pairs in found.items()}  # in the order of the prompts
+            written = {"config": args.config, "prompts": args.prompts, "methods": result, "videos": videos}
             args.json.write_text(json.dumps(written, indent=2) + "\n")
 
 

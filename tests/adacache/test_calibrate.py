@@ -30,7 +30,7 @@ def run(residuals: Tensor, config: AdaCacheConfig):
 
 def record(residuals: Tensor, **settings) -> Recording:
     model, zero = Drifting(residuals), torch.zeros_like(residuals[0])
-    with torch.no_grad(), recorded(model, AdaCacheConfig(probes=PROBE, **settings)) as recorder:
+    with torch.no_grad(), recorded(model, AdaCacheConfig(probes=PROBE, **settings), STEPS) as recorder:
         for step in range(STEPS):
             model(zero, step)
     return recorder.recording()
@@ -64,6 +64,13 @@ def test_a_simulation_is_the_run(settings):
     assert len({tuple(v.computed_steps) for v in simulated.trace}) == (1 if "schedule" in settings else 2)
 
 
+def test_by_block_there_is_neither_forecast_nor_guard():
+    recording = record(two_videos())
+    by_block, plain = (simulate(recording, AdaCacheConfig(probes=PROBE, codebook="fast", **settings))
+                       for settings in (dict(granularity="block"), dict(forecast=0, guard=math.inf)))
+    assert by_block.trace == plain.trace
+
+
 def test_short_vectors_have_the_recorded_inner_products():
     residuals = two_videos()
     recording = record(residuals)
@@ -78,14 +85,14 @@ def test_short_vectors_have_the_recorded_inner_products():
 def test_recording_changes_nothing_and_leaves_the_model_as_it_was():
     model, x = toy(), noise(rows=4)
     expected = sample(model, 6, x)
-    with recorded(model, AdaCacheConfig(probes=["blocks.1.attn"])) as recorder:
+    with recorded(model, AdaCacheConfig(probes=["blocks.1.attn"]), 6) as recorder:
         assert torch.equal(sample(model, 6, x), expected)
-        with pytest.raises(RuntimeError, match="inside"), recorded(model, AdaCacheConfig()):
+        with pytest.raises(RuntimeError, match="inside"), recorded(model, AdaCacheConfig(), 6):
             pass
     assert model.residual_cache is None
     recording = recorder.recording()
     assert recording.products.shape == (2, 2, 6, 2, 6) and recording.num_steps == 6
-    assert recording.motion.shape == (2, 6)
+    assert recording.motion["blocks.1.attn"].shape == (2, 6)
     both = Recording.joined([recording, recording])
     assert both.videos == 4 and both.distances["blocks.1.attn"].shape == (4, 6, 6)
 
@@ -102,8 +109,6 @@ def test_growth_is_what_single_errors_come_to():
     growth = growth_of_errors(recording, final)
     assert growth[[1, 5, 12, 23]].tolist() == pytest.approx(grows[[1, 5, 12, 23]].tolist(), rel=1e-6)
     assert growth[0] == growth[1] and growth[5] > growth[8] > growth[12]
-    with pytest.raises(ValueError, match="step 0"):
-        growth_of_errors(recording, {0: torch.ones(2)})
 
 
 def test_no_three_steps_are_better_than_the_best_three():
@@ -133,11 +138,44 @@ def test_errors_that_matter_more_are_avoided_first():
     assert counts[0] > counts[1]
 
 
-def test_what_cannot_be_simulated_is_said():
-    recording = record(two_videos())
-    with pytest.raises(ValueError, match=r"probe 'block.mlp'; allowed: recorded ones, block.attn"):
-        simulate(recording, AdaCacheConfig(probes=["block.mlp"]))
-    with pytest.raises(RuntimeError, match="nothing was recorded"), \
-            recorded(toy(), AdaCacheConfig(probes=["blocks.1.attn"])) as recorder:
+@pytest.mark.parametrize("settings, message", [
+    (dict(probes=["block.mlp"]), "probe 'block.mlp'; allowed: recorded ones, block.attn"),
+    (dict(metric="l2"), "metric='l2'; allowed: the recorded one, 'l1'"),
+    (dict(moreg=MoRegConfig(strides=(2,))), r"moreg.strides=\(2,\); allowed: recorded ones, \(1,\)"),
+    (dict(num_steps=30), "num_steps=24; allowed: 30"),
+    (dict(schedule=FixedSchedule((0, 9), 30)), "num_steps=24; allowed: 30"),
+])
+def test_what_was_not_recorded_is_not_simulated(settings, message):
+    with pytest.raises(ValueError, match=message):
+        simulate(record(two_videos()), AdaCacheConfig(**{"probes": PROBE, **settings}))
+
+
+def test_half_a_run_is_no_recording():
+    model, settings = toy(), AdaCacheConfig(probes=["blocks.1.attn"])
+    with pytest.raises(RuntimeError, match="0 steps recorded; allowed: a run of num_steps=6"), \
+            recorded(model, settings, 6) as recorder:
         recorder.recording()
-    assert math.isnan(recording.distances["block.attn"][0, 3, 3])
+    with pytest.raises(RuntimeError, match="5 steps recorded"), recorded(model, settings, 6) as recorder:
+        sample(model, 5, noise())
+        recorder.recording()
+    with pytest.raises(ValueError, match="rows_per_video=2, but .* a batch of 3"), \
+            recorded(model, settings, 6):
+        sample(model, 6, noise(rows=3))
+    with pytest.raises(ValueError, match="no block nowhere"), \
+            recorded(model, AdaCacheConfig(probes=["nowhere.attn"]), 6):
+        pass
+    assert model.residual_cache is None
+
+
+@pytest.mark.parametrize("final, message", [
+    ({0: torch.ones(2)}, "step 0"), ({}, "no step"), ({3: torch.ones(3)}, "allowed: 2 finite ones"),
+    ({3: torch.tensor([1.0, math.nan])}, "allowed: 2 finite ones"),
+])
+def test_growth_needs_errors_of_the_recorded_videos(final, message):
+    with pytest.raises(ValueError, match=message):
+        growth_of_errors(record(two_videos()), final)
+
+
+def test_an_error_of_zero_is_a_number_as_any():
+    growth = growth_of_errors(record(two_videos()), {3: torch.zeros(2), 9: torch.ones(2)})
+    assert growth.isfinite().all() and growth[3] < 1e-9 < growth[9]

@@ -253,3 +253,40 @@ def test_without_guidance_a_row_s_error_is_its_own():
         own = [((truth[before[d.step], row] - truth[d.step, row]).norm() / truth[d.step, row].norm()).item()
                for d in video.decisions]
         assert [d.error for d in video.decisions] == pytest.approx(own, rel=1e-4)
+
+
+def test_long_residuals_are_summed_in_pieces(monkeypatch):
+    truth = polynomial(1.0, 0.3, 0.05)
+    whole, session = added(truth, schedule=None, codebook=[(9.0, 6)], forecast=2, guard=0.1)
+    monkeypatch.setattr(forecast, "CHUNK", 4)  # of 6 tokens
+    pieces, again = added(truth, schedule=None, codebook=[(9.0, 6)], forecast=2, guard=0.1)
+    assert again.trace[0].computed_steps == session.trace[0].computed_steps
+    torch.testing.assert_close(pieces, whole, rtol=1e-5, atol=1e-6)
+
+
+def test_where_half_precision_has_no_difference_the_residual_is_reused():
+    truth = torch.full((STEPS, 2, 6, 8), 4e4, dtype=torch.float16)
+    truth[1::2] *= -1
+    found, _ = added(truth, forecast=2)
+    assert found.isfinite().all()
+
+
+def test_weights_are_single_precision_whatever_the_default_is():
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        _, session = added(polynomial(1.0, 0.3).bfloat16(), schedule=None, forecast=1, guard=0.2)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert len(session.trace[0].decisions[0].weights) == 1
+
+
+@pytest.mark.parametrize("decide, errs", [("row", [1.0, 1.0]), ("batch", [9.0])])
+def test_errors_of_rows_that_decide_alone_or_for_all(decide, errs):
+    """The rows of a video err the other way round: for themselves by 1, after guidance by 2 s - 1."""
+    noise_of = torch.randn(STEPS, 1, 6, 8, generator=torch.Generator().manual_seed(0)).double() * 0.01
+    still = noise(seed=5)[:1].double().expand(2, 6, 8)
+    _, session = added(still + torch.tensor([1.0, -1.0])[:, None, None] * noise_of, schedule=None, guard=1e9,
+                       decide=decide)
+    truth = still[0] + noise_of[:, 0]
+    own = ((truth[0] - truth[1]).norm() / truth[1].norm()).item()  # at step 1
+    assert [video.decisions[0].error / own for video in session.trace] == pytest.approx(errs, rel=0.1)

@@ -94,14 +94,15 @@ class Conditions:
     """All that stays the same over the denoising steps of a run: made once by `STDiT3.prepare`."""
 
     positions: Tensor                   # [1, S, C]
-    fps: Tensor                         # [B, C]
+    fps_vectors: Tensor                 # [B, C]
     rope: tuple[Tensor, Tensor]         # cos, sin: [T, D]
     captions: list[tuple[CaptionKV, CaptionKV]]  # per depth: of the spatial and the temporal block
 
     def of(self, rows: Sequence[int], index: Tensor) -> Conditions:
         """Those of some rows of the batch, in that order.  index: `rows` on the device."""
         chosen = captions_of([kv for pair in self.captions for kv in pair], rows, index)
-        return replace(self, captions=list(zip(chosen[::2], chosen[1::2], strict=True)))
+        return replace(self, fps_vectors=self.fps_vectors[index],
+                       captions=list(zip(chosen[::2], chosen[1::2], strict=True)))
 
 
 class STDiT3Block(nn.Module):
@@ -230,7 +231,7 @@ class STDiT3(nn.Module):
             y = self.prepare(y, mask, x.shape[2:], height, width, fps)
         dtype = self.x_embedder.proj.weight.dtype
         T, H, W = self.patch_grid(x.shape[2:])
-        t, t0 = self.embed_timestep(timestep.to(dtype), y.fps, x_mask)              # [B, 1, C]
+        t, t0 = self.embed_timestep(timestep.to(dtype), y.fps_vectors, x_mask)      # [B, 1, C]
         t_frames = t if x_mask is None else torch.where(x_mask[:, :, None], t, t0)  # [B, F, C]
         tokens = self.x_embedder(x.to(dtype))                                       # [B, (T S), C]
         tokens = (rearrange(tokens, "b (t s) c -> b t s c", t=T) + y.positions[:, None]).flatten(1, 2)
@@ -274,14 +275,13 @@ class STDiT3(nn.Module):
         lengths = tuple(mask.sum(dim=1).tolist())  # device sync, once for a run
         return PackedCaptions(self.y_embedder(tokens[mask]), lengths)
 
-    def embed_timestep(self, timestep: Tensor, fps: Tensor,
+    def embed_timestep(self, timestep: Tensor, fps_vectors: Tensor,
                        x_mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """fps: embedded, [B, C].  Returns (t, t0), each [B, 1, C]: of the step and, under a frame mask, of
-        timestep 0 (clean)."""
-        t = (self.t_embedder(timestep) + fps)[:, None]
+        """Returns (t, t0), each [B, 1, C]: of the step and, under a frame mask, of timestep 0 (clean)."""
+        t = (self.t_embedder(timestep) + fps_vectors)[:, None]
         if x_mask is None:
             return t, None
-        return t, (self.t_embedder(torch.zeros_like(timestep)) + fps)[:, None]
+        return t, (self.t_embedder(torch.zeros_like(timestep)) + fps_vectors)[:, None]
 
     def run_blocks(self, x: Tensor, t: Tensor, conditions: Conditions, T: int, S: int) -> Tensor:
         """x: [B, (T S), C] through all blocks, spatial and temporal in turn.  t: [B, F, C]."""
