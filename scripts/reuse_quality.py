@@ -118,7 +118,10 @@ def summary(found: Mapping[str, list[tuple[float, int]]], methods: Mapping[str, 
             "psnr_tenth": np.quantile(quality, 0.1),
             "psnr_pooled": -10 * np.log10((10 ** (-quality / 10)).mean())}
         if method.against:
-            gain = quality - np.array([value for value, _ in found[method.against]])
+            other = np.array([value for value, _ in found[method.against]])
+            gain = quality - other
+            if counts.std() and other.std():  # below 0: it computes more where the other is worse
+                result[name]["steps_follow"] = np.corrcoef(counts, other)[0, 1]
             result[name] |= {"against": method.against, "gain": gain.mean(), "gain_interval": interval(gain),
                              "gain_worst": gain.min(), "gain_best": gain.max()}
     return {name: {k: float(v) if not isinstance(v, str) else v for k, v in row.items()}

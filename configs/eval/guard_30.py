@@ -15,6 +15,8 @@ methods = {
     "published fast": dict(adacache=adaptive("published-fast")),
     "published fast, MoReg": dict(adacache=adaptive("published-fast", moreg=dict()),
                                   against="published fast"),
+    # a guard alone bounds the change that has accumulated since the last computed step
+    "guard of 0.3, reuse": dict(adacache=adaptive("fast", forecast=0, guard=0.3), against="published fast"),
     "published slow": dict(adacache=adaptive("published-slow")),
     "fixed 12, forecast 2": dict(adacache=fixed([0, 1, 2, 3, 4, 6, 8, 11, 15, 20, 25, 28])),
     "fast": dict(adacache=adaptive("fast"), against="fixed 12, forecast 2"),

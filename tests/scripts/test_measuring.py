@@ -134,6 +134,7 @@ def test_intervals_and_gains_by_hand(script):
     assert (found["psnr"], found["psnr_worst"]) == (26.5, 22)
     assert found["psnr_tenth"] == pytest.approx(22.9)
     assert found["psnr_pooled"] == pytest.approx(-10 * np.log10((10**-2.2 + 10**-3.1) / 2))
+    assert found["steps_follow"] == pytest.approx(1)  # more steps where "a" is better
     # gains 2 and 1: sd .707, over the root of two prompts, times 1.96
     assert (found["gain"], found["gain_worst"], found["gain_best"]) == (1.5, 1.0, 2.0)
     assert found["gain_interval"] == pytest.approx(1.96 * 0.5, rel=1e-3)
