@@ -203,6 +203,25 @@ def best_steps(recording: Recording, count: int, config: AdaCacheConfig, growth:
     return FixedSchedule(tuple(sorted(best)), total, forecast=order)
 
 
+def guard_for(recording: Recording, count: float, config: AdaCacheConfig) -> float:
+    """The tightest guard with which `config` computes at most `count` steps, in the mean over the videos.
+
+    Raises ValueError where no guard does.
+    """
+    def computed(guard: float) -> float:
+        return simulate(recording, replace(config, guard=guard)).computed.double().mean().item()
+
+    low, high = 1e-4, 10.0
+    if (fewest := computed(high)) > count:
+        raise ValueError(f"{count:g} computed steps; allowed: {fewest:g} or more, as the codebook has it")
+    if computed(low) <= count:
+        return low
+    while high / low > 1.01:
+        middle = math.sqrt(low * high)
+        low, high = (low, middle) if computed(middle) <= count else (middle, high)
+    return high
+
+
 def neighbours(steps: frozenset[int], index: int, total: int, reach: int) -> list[frozenset[int]]:
     """The schedules in which one step has moved by up to `reach`, or it and all later ones by 1."""
     ordered = sorted(steps)

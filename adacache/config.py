@@ -11,6 +11,7 @@ from typing import Any
 from adacache.codebook import PRESETS, Codebook, Preset, check_preset, nearest_steps
 from adacache.metric import METRICS
 from adacache.schedule import FixedSchedule
+from adacache.signature import Signature
 
 # number of steps: first and last step with motion regularization, counted from 1
 PUBLISHED_WINDOWS = {30: (4, 26), 100: (10, 90)}
@@ -92,7 +93,9 @@ class AdaCacheConfig:
     was when the residuals were stored, the step is computed.  None: x_mask, or with a published preset none.
     schedule: computed steps known beforehand; what concerns decisions (codebook, probes, metric, moreg,
     recompute_on) then plays no part.
-    any_signature: replay a recorded schedule also in a run of another model, size or length.
+    signature: of the runs for which these settings were calibrated; another is refused.
+    any_signature: take a recorded schedule and calibrated settings also in a run of another model, size or
+    length.
     num_steps: the number of steps for which these settings were made; None: any.
     """
 
@@ -107,6 +110,7 @@ class AdaCacheConfig:
     guard: float | None = None
     recompute_on: tuple[str, ...] | None = None
     schedule: FixedSchedule | None = None
+    signature: Signature | None = None
     any_signature: bool = False
     num_steps: int | None = None
 
@@ -129,6 +133,7 @@ class AdaCacheConfig:
             raise ValueError(f"any_signature={self.any_signature!r}; allowed: True, False")
         none_or("moreg", self.moreg, MoRegConfig)
         none_or("schedule", self.schedule, FixedSchedule)
+        none_or("signature", self.signature, Signature)
         as_tuple(self, "probes")
         if not self.probes or not all(isinstance(probe, str) for probe in self.probes):
             raise ValueError(f"probes={self.probes}; allowed: paths such as temporal_blocks.13.attn")
@@ -174,6 +179,8 @@ class AdaCacheConfig:
             values["moreg"] = MoRegConfig.from_dict(values["moreg"])
         if isinstance(values.get("schedule"), str | Mapping):
             values["schedule"] = FixedSchedule.from_json(values["schedule"])
+        if isinstance(values.get("signature"), Mapping):
+            values["signature"] = Signature.from_json(values["signature"])
         return cls(**values)
 
     @classmethod

@@ -87,13 +87,6 @@ class FixedSchedule:
             raise ValueError(f"schedule of {len(self.by_video)} videos in a batch of {videos}; allowed: as "
                              "many")
 
-    def check_signature(self, here: Signature) -> None:
-        """Raise ValueError where the schedule was recorded in a run of another signature."""
-        if self.signature and (names := self.signature.differences(here)):
-            recorded, found = (getattr(signature, names[0]) for signature in (self.signature, here))
-            raise ValueError(f"schedule of a run with {names[0]}={recorded!r} in one with {found!r}; "
-                             "allowed: the same, or any_signature=True")
-
     @classmethod
     def uniform(cls, k: int, num_steps: int) -> FixedSchedule:
         """k computed steps, evenly spread, the first among them: the control for every other schedule."""

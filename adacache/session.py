@@ -125,8 +125,11 @@ class Session:
         """At the first call, when the batch is known.  Raises ValueError where settings do not fit it."""
         signature = Signature(self.model, self.num_steps, tuple(x.shape[1:]))
         groups = make_groups(self.config, len(x), self.num_steps)
-        if self.config.schedule is not None and not self.config.any_signature:
-            self.config.schedule.check_signature(signature)
+        if not self.config.any_signature:
+            for made, what in ((self.config.signature, "settings"),
+                               (self.config.schedule and self.config.schedule.signature, "schedule")):
+                if made is not None:
+                    made.check(signature, what)
         self.rows, self.groups, self.clock = len(x), groups, StepClock(x.device)
         if self.stack is not None:
             self.stack.measuring = partial(self.clock.span, "measuring")

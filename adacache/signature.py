@@ -22,6 +22,13 @@ class Signature:
         """The names of the fields in which the two differ."""
         return [f.name for f in fields(self) if getattr(self, f.name) != getattr(other, f.name)]
 
+    def check(self, here: Signature, what: str) -> None:
+        """Raise ValueError where a run is another one than that for which `what` was made."""
+        if names := self.differences(here):
+            made, found = (getattr(signature, names[0]) for signature in (self, here))
+            raise ValueError(f"{what} of a run with {names[0]}={made!r} in one with {found!r}; allowed: the "
+                             "same, or any_signature=True")
+
     def to_json(self) -> dict[str, Any]:
         return {**asdict(self), "input_shape": list(self.input_shape)}
 

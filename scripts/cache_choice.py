@@ -54,10 +54,12 @@ def take_published(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def read_profile(path: str) -> AdaCacheConfig:
+    """Settings from a file, or from a profile that scripts/calibrate.py wrote, where they are one entry."""
     if not Path(path).is_file():
         raise ValueError(f"adacache={path!r}; allowed: {ALLOWED}")
     try:
-        return checked_settings(json.loads(Path(path).read_text(encoding="utf-8")))
+        read = json.loads(Path(path).read_text(encoding="utf-8"))
+        return checked_settings(read["settings"] if isinstance(read, dict) and "settings" in read else read)
     except (TypeError, ValueError, OSError) as error:
         raise ValueError(f"adacache={path!r}: {error}") from error
 

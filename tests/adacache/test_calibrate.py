@@ -1,5 +1,6 @@
 """Simulated on recorded numbers, settings do what they do on the model."""
 import math
+from dataclasses import replace
 from itertools import combinations
 
 import pytest
@@ -9,7 +10,7 @@ from torch import Tensor
 from toy_dit import noise, sample, toy
 
 from adacache import AdaCacheConfig, FixedSchedule, MoRegConfig, adaptive_cache
-from adacache.calibrate import best_steps, growth_of_errors, short_vectors, simulate
+from adacache.calibrate import best_steps, growth_of_errors, guard_for, short_vectors, simulate
 from adacache.recording import Recording, recorded
 
 PROBE = ("block.attn",)
@@ -126,6 +127,20 @@ def test_no_three_steps_are_better_than_the_best_three():
     assert best.steps == every
     with pytest.raises(ValueError, match="1 computed steps; allowed: 2 to num_steps=24"):
         best_steps(recording, 1, AdaCacheConfig(probes=PROBE), growth)
+
+
+def test_the_guard_for_a_number_of_steps():
+    recording = record(two_videos())
+    config = AdaCacheConfig(probes=PROBE, codebook=[(9.0, 6)], forecast=2)
+
+    def computed(guard: float) -> float:
+        return simulate(recording, replace(config, guard=guard)).computed.double().mean().item()
+
+    guard = guard_for(recording, 12, config)
+    assert computed(guard) <= 12 < computed(guard / 1.1)
+    assert guard_for(recording, 24, config) == 1e-4
+    with pytest.raises(ValueError, match="3 computed steps; allowed: 5 or more"):
+        guard_for(recording, 3, config)
 
 
 def test_errors_that_matter_more_are_avoided_first():

@@ -185,10 +185,12 @@ def test_shipped_weights_are_those_that_training_wrote(script, tiny, tmp_path):
     assert (tmp_path / "text_encoder/tokenizer.json").exists()
 
 
+SHORT = ["--cfg-options", "scheduler.num_sampling_steps=6", "num_frames=17"]
+
+
 def test_steps_are_placed_by_recorded_runs(script, tmp_path, monkeypatch, capsys):
-    out, config = tmp_path / "found.json", SCRIPTS.parent / "configs/shapes/sample.py"
-    command = ["place_steps.py", str(config), "--prompts", "2", "--batch", "1", "--json", str(out),
-               "--cfg-options", "scheduler.num_sampling_steps=6"]
+    out, config = tmp_path / "found.json", str(SCRIPTS.parent / "configs/shapes/sample.py")
+    command = ["place_steps.py", config, "--prompts", "2", "--batch", "1", "--json", str(out), *SHORT]
     monkeypatch.setattr(sys, "argv", [*command[:2], "--computed", "3", *command[2:]])
     assert script("place_steps").main() == 0
     steps = json.loads(out.read_text())["schedule"]["computed_steps"]
@@ -196,6 +198,37 @@ def test_steps_are_placed_by_recorded_runs(script, tmp_path, monkeypatch, capsys
     assert f"3 of 6 steps, forecast 2: {steps}" in capsys.readouterr().out
     chosen = script("cache_choice").read_profile(str(out))
     assert chosen.resolved().schedule.steps == tuple(steps) and chosen.resolved().forecast == 2
-    monkeypatch.setattr(sys, "argv", [*command[:2], "--computed", "7", *command[2:]])
+    monkeypatch.setattr(sys, "argv", [*command[:2], "--computed", "3", "4", *command[2:]])
     assert script("place_steps").main() == 2
-    assert "7 computed steps; allowed: 2 to num_steps=6" in capsys.readouterr().err
+    assert "computed=[3, 4], forecast=[2] with json=" in capsys.readouterr().err
+
+
+def test_a_calibrated_profile_meets_its_target_and_refuses_other_runs(script, tmp_path, monkeypatch, capsys):
+    out, config = tmp_path / "profile.json", str(SCRIPTS.parent / "configs/shapes/sample.py")
+    command = ["calibrate.py", config, "--prompts", "2", "--verify", "2", "--batch", "2", "--out", str(out)]
+
+    def calibrate(*target: str) -> int:
+        monkeypatch.setattr(sys, "argv", [*command, *target, *SHORT])
+        return script("calibrate").main()
+
+    assert calibrate("--target-psnr", "99") == 1 and not out.exists()
+    assert "no settings meet the target" in capsys.readouterr().out
+    assert calibrate("--target-psnr", "20") == 0
+    written = json.loads(out.read_text())
+    assert written["measured"]["psnr"] >= 20 and written["measured"]["computed_steps"] < 6
+    settings = script("cache_choice").read_profile(str(out))
+    assert settings.signature.num_steps == 6
+    assert calibrate("--target-speedup", "50") == 2
+    assert "target_speedup=50; allowed: above 1, to " in capsys.readouterr().err
+
+    def generate(folder: str, *options: str) -> int:
+        monkeypatch.setattr(sys, "argv", [
+            "inference.py", config, "--prompt", "a small red circle stays still on a white background",
+            "--adacache", str(out), "--save-dir", str(tmp_path / folder), *SHORT, *options])
+        return script("inference").main()
+
+    assert generate("made") == 0
+    made = json.loads((tmp_path / "made/sample_0000.json").read_text())
+    assert made["num_steps"] == 6 and len(made["computed_steps"]) < 6
+    assert generate("longer", "num_frames=34") != 0
+    assert "settings of a run with input_shape=" in capsys.readouterr().err

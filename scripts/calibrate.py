@@ -1,0 +1,211 @@
+"""Settings for a speed or a quality: `python scripts/calibrate.py CONFIG --target-speedup 2.5 [--out FILE]`.
+
+Records prompts with every step computed, finds by simulation the best fixed schedule and the best guarded
+one (see adacache.calibrate), tries both on other prompts with the model, and writes the better as a profile.
+`scripts/inference.py --adacache FILE` takes it, and refuses other models, sizes and numbers of steps.
+With `--target-psnr` (dB, against uncached) it is the fewest steps that come there.  Ends with 1 where no
+settings meet the target.
+"""
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from cache_choice import MIDDLE_PROBE, for_model, open_cache, take_cache_config
+from exit_status import exit_status
+from mmengine.config import DictAction
+from place_steps import measured_growth, psnr, record
+from reuse_quality import interval
+from reuse_quality import psnr as psnr_of_video
+
+from adacache import AdaCacheConfig, FixedSchedule, Signature
+from adacache.calibrate import best_steps, guard_for, simulate
+from adacache.recording import Recording
+from opensora.datasets.shapes import held_out_prompts
+from opensora.pipeline import Pipeline
+from opensora.utils.config import read_config
+from opensora.utils.inference_config import InferenceConfig
+from opensora.utils.sample_request import SampleRequest, plan_samples
+
+VERIFIED_SEED = 2  # of the prompts on which settings are tried; those they are found on have another
+TRIES = 3          # numbers of computed steps
+
+
+@dataclass(frozen=True)
+class Found:
+    """Settings, and what they do to the prompts on which they were tried.
+
+    foretold: PSNR in dB by simulation.  psnr, computed: of each prompt.  speed_up: of denoising, median over
+    the batches.  signature: of the runs.
+    """
+
+    settings: AdaCacheConfig
+    foretold: float
+    psnr: np.ndarray
+    computed: np.ndarray
+    speed_up: float
+    signature: Signature
+
+    def __str__(self) -> str:
+        kind = "guard" if self.settings.schedule is None else "fixed steps"
+        quality = f"{self.psnr.mean():.1f} ± {interval(self.psnr):.1f} dB (foretold {self.foretold:.1f})"
+        return f"{kind}, {self.computed.mean():.1f} computed: {quality}, {self.speed_up:.2f} times as fast"
+
+
+class Calibration:
+    """What is known before any settings are tried."""
+
+    def __init__(self, pipeline: Pipeline, batches: Sequence[Sequence[SampleRequest]],
+                 probes: AdaCacheConfig) -> None:
+        first, truth = record(pipeline, batches[0], probes)
+        self.growth = measured_growth(pipeline, batches[0], first, truth)
+        self.recording = Recording.joined([first, *(record(pipeline, b, probes)[0] for b in batches[1:])])
+        self.reused_cost = reused_cost(pipeline, batches[0])
+        self.probes = probes
+
+    @property
+    def num_steps(self) -> int:
+        return self.recording.num_steps
+
+    def count_for(self, speed_up: float) -> int:
+        """Computed steps with which denoising is that much faster.  Raises ValueError where none are few
+        enough."""
+        steps, cost = self.num_steps, self.reused_cost
+        count = int((steps / speed_up - steps * cost) / (1 - cost))
+        if not 2 <= count < steps:
+            most = steps / (2 + (steps - 2) * cost)
+            raise ValueError(f"target_speedup={speed_up:g}; allowed: above 1, to {most:.1f}")
+        return count
+
+    def choices(self, count: int) -> Iterator[tuple[AdaCacheConfig, float]]:
+        """Settings that compute so many steps, and the PSNR that they are foretold."""
+        forecast = replace(self.probes, codebook="fast", forecast=2)
+        choices = [replace(forecast, schedule=best_steps(self.recording, count, forecast, self.growth))]
+        with suppress(ValueError):  # of a codebook that computes more whatever the guard is
+            choices.append(replace(forecast, guard=guard_for(self.recording, count, forecast)))
+        for settings in choices:
+            yield settings, psnr(simulate(self.recording, settings).squared_error(self.growth))
+
+
+def reused_cost(pipeline: Pipeline, requests: Sequence[SampleRequest]) -> float:
+    """Of a reused step, as part of a computed one."""
+    steps, seconds = pipeline.scheduler.num_sampling_steps, []
+    for computed in (range(steps), (0,)):
+        cache = AdaCacheConfig(schedule=FixedSchedule(tuple(computed), steps), forecast=0)
+        seconds.append(pipeline.generate(requests, partial(open_cache, cache))[0].seconds["denoise"])
+    return max(0.0, (seconds[1] - seconds[0] / steps) / (steps - 1) / (seconds[0] / steps))
+
+
+def tried(pipeline: Pipeline, batches: Sequence[Sequence[SampleRequest]], settings: AdaCacheConfig,
+          foretold: float) -> Found:
+    """Cached and uncached runs in turn."""
+    quality, computed, ratios = [], [], []
+    for batch in batches:
+        plain = pipeline.generate(batch)
+        cached = pipeline.generate(batch, partial(open_cache, settings))
+        trace = cached[0].runs[0].context.trace
+        ratios.append(plain[0].seconds["denoise"] / cached[0].seconds["denoise"])
+        quality += [psnr_of_video(*(made.video.clamp(-1, 1).numpy() for made in pair))
+                    for pair in zip(plain, cached, strict=True)]
+        computed += [len(trace.of_video(i).computed_steps) for i in range(len(batch))]
+    return Found(settings, foretold, np.array(quality), np.array(computed), float(np.median(ratios)),
+                 trace.signature)
+
+
+def profile(found: Found, args: argparse.Namespace) -> dict[str, Any]:
+    settings, quality = found.settings, found.psnr
+    chosen: dict[str, Any] = {"probes": list(settings.probes), "metric": settings.metric,
+                              "forecast": settings.forecast}
+    if settings.schedule is None:
+        chosen |= {"codebook": settings.codebook, "guard": settings.guard}
+    else:
+        chosen["schedule"] = {"num_steps": settings.schedule.num_steps, "forecast": settings.forecast,
+                              "computed_steps": list(settings.schedule.steps)}
+    measured = {"psnr": quality.mean(), "psnr_interval": interval(quality),
+                "computed_steps": found.computed.mean(), "speed_up": found.speed_up}
+    return {
+        "settings": {**chosen, "signature": found.signature.to_json()},
+        "config": args.config, "foretold_psnr": round(found.foretold, 2),
+        "measured": {name: round(float(value), 3) for name, value in measured.items()},
+        "prompts": {"found_on": args.prompts, "seed": args.prompt_seed,
+                    "measured_on": len(quality), "measured_seed": VERIFIED_SEED}}
+
+
+def calibrate(args: argparse.Namespace) -> int:
+    values = read_config(args.config, args.cfg_options).to_dict()
+    cache = take_cache_config(values, None) or AdaCacheConfig(probes=(MIDDLE_PROBE,))
+    config = InferenceConfig.from_dict(values, args.config)
+    if config.loop > 1:
+        raise ValueError(f"loop={config.loop}; allowed: 1, for a recording is of one clip")
+    pipeline = Pipeline.load(replace(config, prompt=["calibration"]))
+    cache = for_model(cache, pipeline.model)
+
+    def batches(prompts: Sequence[str]) -> list[list[SampleRequest]]:
+        requests = plan_samples(replace(config, prompt=list(prompts), batch_size=args.batch))
+        return [requests[start : start + args.batch] for start in range(0, len(requests), args.batch)]
+
+    known = Calibration(pipeline, batches(held_out_prompts(args.prompts, args.prompt_seed)),
+                        AdaCacheConfig(probes=cache.probes, metric=cache.metric))
+    other = batches(held_out_prompts(args.verify, VERIFIED_SEED))
+    for count in counts(args, known):
+        found = [tried(pipeline, other, *choice) for choice in known.choices(count)]
+        for each in found:
+            print(each)
+        best = max(found, key=lambda each: each.psnr.mean())
+        if best.speed_up >= args.target_speedup if args.target_psnr is None else \
+                best.psnr.mean() >= args.target_psnr:
+            args.out.write_text(json.dumps(profile(best, args), indent=2) + "\n")
+            print(f"{args.out}: {best}")
+            return 0
+    print("no settings meet the target; nothing written")
+    return 1
+
+
+def counts(args: argparse.Namespace, known: Calibration) -> Iterator[int]:
+    """Numbers of computed steps to try: for a speed fewer and fewer, for a quality more and more."""
+    if args.target_psnr is None:
+        most = known.count_for(args.target_speedup)
+        yield from range(most, max(1, most - TRIES), -1)
+        return
+    enough = (count for count in range(2, known.num_steps)
+              if max(foretold for _, foretold in known.choices(count)) >= args.target_psnr)
+    if (fewest := next(enough, None)) is not None:
+        yield from range(fewest, min(known.num_steps, fewest + TRIES))
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("config")
+    target = parser.add_mutually_exclusive_group(required=True)
+    target.add_argument("--target-speedup", type=float, metavar="X", help="of denoising")
+    target.add_argument("--target-psnr", type=float, metavar="DB", help="mean against uncached videos")
+    parser.add_argument("--out", type=Path, default=Path("profile.json"), metavar="FILE")
+    parser.add_argument("--prompts", type=int, default=32, metavar="N", help="on which settings are found")
+    parser.add_argument("--verify", type=int, default=16, metavar="N", help="others, on which they are tried")
+    parser.add_argument("--prompt-seed", type=int, default=1, metavar="N")
+    parser.add_argument("--batch", type=int, default=8, metavar="N", help="videos together")
+    parser.add_argument("--cfg-options", nargs="+", action=DictAction, metavar="KEY=VALUE")
+    args = parser.parse_args()
+    logging.getLogger("adacache").setLevel(logging.ERROR)
+
+    def run() -> int:
+        if args.prompts < 2 or args.verify < 2:
+            raise ValueError(f"prompts={args.prompts}, verify={args.verify}; allowed: 2 or more of each")
+        with torch.no_grad():
+            return calibrate(args)
+
+    return exit_status(run)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
