@@ -31,6 +31,7 @@ def adaptive_cache(model: nn.Module, config: AdaCacheConfig, num_steps: int) -> 
         raise RuntimeError("the model is inside a `with adaptive_cache(...)` already; allowed: one at a time")
     check_num_steps(config, num_steps)
     session = Session(config, num_steps, model_name(model))
+    session.check_made_for(None)
     config = session.config
     caches = make_caches(config, slots, session)
     session.caches = list(caches.values())

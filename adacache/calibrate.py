@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 
 import torch
 from torch import Tensor, nn
@@ -58,13 +59,13 @@ def simulate(recording: Recording, config: AdaCacheConfig) -> Simulation:
     # resolved first: by block there is neither forecast nor guard
     config = replace(config.resolved(), granularity="stack", decide="video", recompute_on=(),
                      any_signature=True, rows_per_video=recording.products.shape[1])
-    residuals = short_vectors(recording.products)  # [K, p V, D, 1]
+    residuals = recording.short
     model = Replayed(residuals, config.probes)
     session = ReplayedSession(recording, config)
     caches = make_caches(session.config, {"": model, **model.probed}, session)
     session.caches = list(caches.values())
-    for path, cache in caches.items():
-        (model.probed[path] if path else model).residual_cache = cache
+    for path, filling in caches.items():
+        (model.probed[path] if path else model).residual_cache = filling
     added, nothing = [], torch.zeros_like(residuals[0])
     for step in range(recording.num_steps):
         session.begin_step(nothing, {})
@@ -86,14 +87,6 @@ def check_recorded(recording: Recording, config: AdaCacheConfig) -> None:
         raise ValueError(f"metric={config.metric!r}; allowed: the recorded one, {recording.metric!r}")
     if config.moreg is not None and config.moreg.strides != recording.strides:
         raise ValueError(f"moreg.strides={config.moreg.strides}; allowed: recorded ones, {recording.strides}")
-
-
-def short_vectors(products: Tensor) -> Tensor:
-    """Residuals [K, p V, D, 1], fp64, with these inner products, [V, p, K, p, K]."""
-    videos, rows, steps = products.shape[:3]
-    values, vectors = torch.linalg.eigh(products.flatten(3).flatten(1, 2))
-    short = vectors * values.clamp(min=0).sqrt()[:, None]  # [V, p K, D]
-    return short.unflatten(1, (rows, steps)).permute(2, 1, 0, 3).flatten(1, 2)[..., None]
 
 
 class Replayed(nn.Module):
@@ -186,10 +179,12 @@ def best_steps(recording: Recording, count: int, config: AdaCacheConfig, growth:
     long as the mean of the log error falls.  config: its forecast is the one that the schedule is made for.
     """
     total = recording.num_steps
-    if not 2 <= count <= total:
-        raise ValueError(f"{count} computed steps; allowed: 2 to num_steps={total}")
+    check_count(count, total)
+    if growth.shape != (total,) or not growth.isfinite().all():
+        raise ValueError(f"growth={growth.tolist()}; allowed: {total} finite numbers")
     order = config.resolved().forecast
 
+    @cache
     def loss(steps: frozenset[int]) -> float:
         fixed = FixedSchedule(tuple(sorted(steps)), total, forecast=order)
         errors = simulate(recording, replace(config, schedule=fixed, guard=None)).squared_error(growth)
@@ -201,6 +196,11 @@ def best_steps(recording: Recording, count: int, config: AdaCacheConfig, growth:
         for index in range(1, count):
             best = min((best, *neighbours(best, index, total, reach)), key=loss)
     return FixedSchedule(tuple(sorted(best)), total, forecast=order)
+
+
+def check_count(count: int, total: int) -> None:
+    if not 2 <= count <= total:
+        raise ValueError(f"{count} computed steps; allowed: 2 to num_steps={total}")
 
 
 def guard_for(recording: Recording, count: float, config: AdaCacheConfig) -> float:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
@@ -44,6 +45,14 @@ class Recording:
     def videos(self) -> int:
         return len(self.products)
 
+    @cached_property
+    def short(self) -> Tensor:
+        """Residuals [K, p V, D, 1] with these inner products, fp64; D = p K."""
+        values, vectors = torch.linalg.eigh(self.products.flatten(3).flatten(1, 2))
+        short = vectors * values.clamp(min=0).sqrt()[:, None]  # [V, p K, D]
+        by_step = short.unflatten(1, self.products.shape[1:3]).permute(2, 1, 0, 3)
+        return by_step.flatten(1, 2)[..., None]
+
     @classmethod
     def joined(cls, recordings: Sequence[Recording]) -> Recording:
         """The videos of all of them, which must be of as many steps, rows and probes."""
@@ -60,13 +69,14 @@ class Recorder:
     def __init__(self, config: AdaCacheConfig, num_steps: int) -> None:
         self.config, self.num_steps = config.resolved(), num_steps
         self.stack: list[Tensor] = []              # of each step: [V p, (T S), C]
-        self.probes: dict[str, list[Tensor]] = {}  # in depth order
+        self.probes: dict[str, list[Tensor]] = {}  # as they are computed, so in depth order
         self.patches = 0                           # per frame
 
     def recording(self) -> Recording:
-        """After the run.  Raises RuntimeError where it was not a whole one."""
+        """After the run.  Raises RuntimeError where it was not a whole one, ValueError for residuals that are
+        not finite."""
         counts = {len(steps) for steps in (self.stack, *self.probes.values())}
-        if counts != {self.num_steps}:
+        if counts != {self.num_steps} or len(self.probes) != len(self.config.probes):
             raise RuntimeError(f"{len(self.stack)} steps recorded; allowed: a run of "
                                f"num_steps={self.num_steps} inside of the `with`")
         videos = len(self.stack[0]) // self.config.rows_per_video
@@ -77,8 +87,10 @@ class Recorder:
                   for probe, steps in self.probes.items()}
         distances = {probe: torch.stack([self._distances(steps, own) for own in rows])
                      for probe, steps in self.probes.items()}
-        return Recording(torch.stack([self._products(own) for own in rows]), distances, motion,
-                         self.config.metric, strides)
+        products = torch.stack([self._products(own) for own in rows])
+        if not products.isfinite().all():
+            raise ValueError("a residual is not finite; allowed: a run that comes out well")
+        return Recording(products, distances, motion, self.config.metric, strides)
 
     def _products(self, rows: slice) -> Tensor:
         """[p, K, p, K]."""
@@ -124,7 +136,7 @@ class BlockSlot:
         for name in self.names:
             if name not in offered:
                 raise ValueError(f"probe {self.path}.{name}; allowed: residuals {', '.join(offered)}")
-            self.recorder.probes[f"{self.path}.{name}"].append(offered[name].detach())
+            self.recorder.probes.setdefault(f"{self.path}.{name}", []).append(offered[name].detach())
 
 
 @contextmanager
@@ -143,11 +155,9 @@ def recorded(model: nn.Module, config: AdaCacheConfig, num_steps: int) -> Iterat
         raise RuntimeError("the model is inside a `with` of its cache already; allowed: one at a time")
     recorder = Recorder(config, num_steps)
     probed = probed_residuals(recorder.config.probes, blocks)
-    ordered = {path: names for path, names in ((path, probed.get(path)) for path in blocks) if names}
-    recorder.probes = {f"{path}.{name}": [] for path, names in ordered.items() for name in names}
     try:
         model.residual_cache = StackSlot(recorder)
-        for path, names in ordered.items():
+        for path, names in probed.items():
             blocks[path].residual_cache = BlockSlot(recorder, path, names)
         yield recorder
     finally:

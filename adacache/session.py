@@ -125,16 +125,23 @@ class Session:
         """At the first call, when the batch is known.  Raises ValueError where settings do not fit it."""
         signature = Signature(self.model, self.num_steps, tuple(x.shape[1:]))
         groups = make_groups(self.config, len(x), self.num_steps)
-        if not self.config.any_signature:
-            for made, what in ((self.config.signature, "settings"),
-                               (self.config.schedule and self.config.schedule.signature, "schedule")):
-                if made is not None:
-                    made.check(signature, what)
+        self.check_made_for(signature.input_shape)
         self.rows, self.groups, self.clock = len(x), groups, StepClock(x.device)
         if self.stack is not None:
             self.stack.measuring = partial(self.clock.span, "measuring")
         self.trace.signature = signature
         self.trace.videos += [group.record for group in groups]
+
+    def check_made_for(self, input_shape: tuple[int, ...] | None) -> None:
+        """Raise ValueError for settings or a schedule of another run.
+
+        input_shape: None before it is known.
+        """
+        settings, schedule = self.config.signature, self.config.schedule
+        for made, what in ((settings, "settings"), (schedule and schedule.signature, "schedule")):
+            if made is not None and not self.config.any_signature:
+                shape = made.input_shape if input_shape is None else input_shape
+                made.check(Signature(self.model, self.num_steps, shape), what)
 
     def _changed(self, watched: Mapping[str, Any]) -> list[bool]:
         """For each group, whether its stored residuals belong to other arguments.

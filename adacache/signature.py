@@ -34,7 +34,13 @@ class Signature:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Signature:
-        return cls(str(data["model"]), int(data["num_steps"]), tuple(data["input_shape"]))
+        """Raises ValueError where something is missing or of another kind."""
+        model, steps, shape = (data.get(name) for name in ("model", "num_steps", "input_shape"))
+        whole = isinstance(shape, list | tuple) and all(isinstance(size, int) for size in shape)
+        if not isinstance(model, str) or not isinstance(steps, int) or not whole:
+            raise ValueError(f"signature={dict(data)}; allowed: a text as model, a whole number as "
+                             "num_steps, a list of whole numbers as input_shape")
+        return cls(model, steps, tuple(shape))
 
 
 def model_name(model: nn.Module) -> str:

@@ -3,19 +3,22 @@
 Records prompts with every step computed, finds by simulation the best fixed schedule and the best guarded
 one (see adacache.calibrate), tries both on other prompts with the model, and writes the better as a profile.
 `scripts/inference.py --adacache FILE` takes it, and refuses other models, sizes and numbers of steps.
-With `--target-psnr` (dB, against uncached) it is the fewest steps that come there.  Ends with 1 where no
-settings meet the target.
+With `--target-psnr` (dB, against uncached) steps are added, from as many as are foretold to come there, until
+the target is met.  Of CONFIG's adacache only probes and metric are kept.  Ends with 1 where no settings that
+were tried meet the target.
 """
 from __future__ import annotations
 
 import argparse
 import json
 import logging
+import math
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import dropwhile, islice
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +41,10 @@ from opensora.utils.inference_config import InferenceConfig
 from opensora.utils.sample_request import SampleRequest, plan_samples
 
 VERIFIED_SEED = 2  # of the prompts on which settings are tried; those they are found on have another
-TRIES = 3          # numbers of computed steps
+TRIES = 4          # numbers of computed steps
+
+
+Choices = list[tuple[AdaCacheConfig, float]]  # settings, and the PSNR in dB that they are foretold
 
 
 @dataclass(frozen=True)
@@ -82,19 +88,19 @@ class Calibration:
         enough."""
         steps, cost = self.num_steps, self.reused_cost
         count = int((steps / speed_up - steps * cost) / (1 - cost))
-        if not 2 <= count < steps:
-            most = steps / (2 + (steps - 2) * cost)
+        if count < 2:
+            most = max(1.0, steps / (2 + (steps - 2) * cost))
             raise ValueError(f"target_speedup={speed_up:g}; allowed: above 1, to {most:.1f}")
-        return count
+        return min(count, steps - 1)
 
-    def choices(self, count: int) -> Iterator[tuple[AdaCacheConfig, float]]:
-        """Settings that compute so many steps, and the PSNR that they are foretold."""
+    def choices(self, count: int) -> Choices:
+        """Settings that compute so many steps, at most in the mean, and the PSNR that they are foretold."""
         forecast = replace(self.probes, codebook="fast", forecast=2)
         choices = [replace(forecast, schedule=best_steps(self.recording, count, forecast, self.growth))]
         with suppress(ValueError):  # of a codebook that computes more whatever the guard is
             choices.append(replace(forecast, guard=guard_for(self.recording, count, forecast)))
-        for settings in choices:
-            yield settings, psnr(simulate(self.recording, settings).squared_error(self.growth))
+        return [(settings, psnr(simulate(self.recording, settings).squared_error(self.growth)))
+                for settings in choices]
 
 
 def reused_cost(pipeline: Pipeline, requests: Sequence[SampleRequest]) -> float:
@@ -147,40 +153,44 @@ def calibrate(args: argparse.Namespace) -> int:
     config = InferenceConfig.from_dict(values, args.config)
     if config.loop > 1:
         raise ValueError(f"loop={config.loop}; allowed: 1, for a recording is of one clip")
-    pipeline = Pipeline.load(replace(config, prompt=["calibration"]))
+    pipeline = Pipeline.load(config)
     cache = for_model(cache, pipeline.model)
 
-    def batches(prompts: Sequence[str]) -> list[list[SampleRequest]]:
+    def batches(config: InferenceConfig, prompts: Sequence[str]) -> list[list[SampleRequest]]:
         requests = plan_samples(replace(config, prompt=list(prompts), batch_size=args.batch))
         return [requests[start : start + args.batch] for start in range(0, len(requests), args.batch)]
 
-    known = Calibration(pipeline, batches(held_out_prompts(args.prompts, args.prompt_seed)),
+    known = Calibration(pipeline, batches(config, held_out_prompts(args.prompts, args.prompt_seed)),
                         AdaCacheConfig(probes=cache.probes, metric=cache.metric))
-    other = batches(held_out_prompts(args.verify, VERIFIED_SEED))
-    for count in counts(args, known):
-        found = [tried(pipeline, other, *choice) for choice in known.choices(count)]
+    other = batches(replace(config, seed=config.seed + 1), held_out_prompts(args.verify, VERIFIED_SEED))
+    for choices in choices_to_try(args, known):
+        found = [tried(pipeline, other, *choice) for choice in choices]
         for each in found:
             print(each)
-        best = max(found, key=lambda each: each.psnr.mean())
-        if best.speed_up >= args.target_speedup if args.target_psnr is None else \
-                best.psnr.mean() >= args.target_psnr:
+        if meeting := [each for each in found if meets(each, args)]:
+            best = max(meeting, key=lambda each: each.psnr.mean())
             args.out.write_text(json.dumps(profile(best, args), indent=2) + "\n")
             print(f"{args.out}: {best}")
             return 0
-    print("no settings meet the target; nothing written")
+    print("no settings that were tried meet the target; nothing written")
     return 1
 
 
-def counts(args: argparse.Namespace, known: Calibration) -> Iterator[int]:
-    """Numbers of computed steps to try: for a speed fewer and fewer, for a quality more and more."""
+def meets(found: Found, args: argparse.Namespace) -> bool:
+    if args.target_psnr is None:
+        return found.speed_up >= args.target_speedup
+    return found.psnr.mean() >= args.target_psnr
+
+
+def choices_to_try(args: argparse.Namespace, known: Calibration) -> Iterator[Choices]:
+    """For a speed with fewer and fewer computed steps, for a quality with more and more."""
     if args.target_psnr is None:
         most = known.count_for(args.target_speedup)
-        yield from range(most, max(1, most - TRIES), -1)
+        yield from (known.choices(count) for count in range(most, max(1, most - TRIES), -1))
         return
-    enough = (count for count in range(2, known.num_steps)
-              if max(foretold for _, foretold in known.choices(count)) >= args.target_psnr)
-    if (fewest := next(enough, None)) is not None:
-        yield from range(fewest, min(known.num_steps, fewest + TRIES))
+    every = (known.choices(count) for count in range(2, known.num_steps))
+    enough = dropwhile(lambda choices: max(foretold for _, foretold in choices) < args.target_psnr, every)
+    yield from islice(enough, TRIES)
 
 
 def main() -> int:
@@ -201,6 +211,13 @@ def main() -> int:
     def run() -> int:
         if args.prompts < 2 or args.verify < 2:
             raise ValueError(f"prompts={args.prompts}, verify={args.verify}; allowed: 2 or more of each")
+        if args.prompt_seed == VERIFIED_SEED:
+            raise ValueError(f"prompt_seed={args.prompt_seed}; allowed: any but {VERIFIED_SEED}, on whose "
+                             "prompts the settings are tried")
+        if args.target_psnr is None and not 1 < args.target_speedup < math.inf:
+            raise ValueError(f"target_speedup={args.target_speedup:g}; allowed: a number above 1")
+        if not args.out.parent.is_dir():
+            raise ValueError(f"out={str(args.out)!r}; allowed: a file in a folder that is there")
         with torch.no_grad():
             return calibrate(args)
 

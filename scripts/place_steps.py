@@ -23,7 +23,7 @@ from mmengine.config import DictAction
 from torch import Tensor
 
 from adacache import AdaCacheConfig, FixedSchedule
-from adacache.calibrate import best_steps, growth_of_errors, simulate
+from adacache.calibrate import best_steps, check_count, growth_of_errors, simulate
 from adacache.recording import Recording, recorded
 from opensora.datasets.shapes import held_out_prompts
 from opensora.pipeline import Pipeline
@@ -69,6 +69,8 @@ def place(args: argparse.Namespace) -> None:
     config = InferenceConfig.from_dict(values, args.config)
     if config.loop > 1:
         raise ValueError(f"loop={config.loop}; allowed: 1, for a recording is of one clip")
+    for count in args.computed:
+        check_count(count, config.scheduler["num_sampling_steps"])
     config = replace(config, prompt=held_out_prompts(args.prompts, args.prompt_seed), batch_size=args.batch)
     pipeline, requests = Pipeline.load(config), plan_samples(config)
     cache = for_model(cache, pipeline.model)

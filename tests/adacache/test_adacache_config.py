@@ -47,6 +47,8 @@ def test_an_unknown_key_is_named_with_near_ones(values, said):
     ({"guard": 0}, "guard=0; allowed: None, or a number above 0"),
     ({"granularity": "block", "forecast": 1}, "look at the stack's residual; allowed: granularity='stack'"),
     ({"any_signature": 1}, "any_signature=1; allowed: True, False"),
+    ({"signature": {"model": "x"}}, "signature={'model': 'x'}; allowed: a text as model, a whole number"),
+    ({"signature": "x"}, "signature='x'; allowed: None, or a Signature"),
     ({"rows_per_video": 0}, "rows_per_video=0; allowed: whole numbers from 1"),
     ({"probes": "temporal_blocks.13.attn"}, "probes='temporal_blocks.13.attn'; allowed: a list"),
     ({"probes": []}, "probes="),

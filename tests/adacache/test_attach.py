@@ -1,5 +1,6 @@
 """What the `with` promises about the model, inside and after."""
 import gc
+from dataclasses import replace
 from threading import Barrier, Thread
 
 import pytest
@@ -281,6 +282,24 @@ def test_a_batch_of_different_schedules_is_replayed_video_by_video():
     with pytest.raises(ValueError, match="schedule of 2 videos in a batch of 1"), \
             adaptive_cache(model, config(schedule=replay), STEPS):
         sample(model, STEPS)
+
+
+def test_calibrated_settings_refuse_other_runs_at_the_door_or_at_the_first_call():
+    model = toy()
+    with adaptive_cache(model, config(), STEPS) as session:
+        sample(model, STEPS)
+    signature = session.trace.signature.to_json()
+    made = AdaCacheConfig.from_dict({"probes": ["blocks.1.attn"], "signature": signature})
+    with adaptive_cache(model, made, STEPS):
+        sample(model, STEPS)
+    with pytest.raises(ValueError, match=f"settings of a run with num_steps={STEPS} in one with"), \
+            adaptive_cache(model, made, STEPS + 1):
+        pytest.fail("it opened")
+    with pytest.raises(ValueError, match="settings of a run with input_shape="), \
+            adaptive_cache(model, made, STEPS):
+        sample(model, STEPS, noise(tokens=4))
+    with adaptive_cache(model, replace(made, any_signature=True), STEPS):
+        sample(model, STEPS, noise(tokens=4))
 
 
 def test_a_replay_refuses_a_run_of_another_signature_unless_told_otherwise():

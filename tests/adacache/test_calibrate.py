@@ -6,11 +6,11 @@ from itertools import combinations
 import pytest
 import torch
 from test_forecast import STEPS, Drifting, polynomial
-from torch import Tensor
+from torch import Tensor, nn
 from toy_dit import noise, sample, toy
 
 from adacache import AdaCacheConfig, FixedSchedule, MoRegConfig, adaptive_cache
-from adacache.calibrate import best_steps, growth_of_errors, guard_for, short_vectors, simulate
+from adacache.calibrate import Slot, best_steps, growth_of_errors, guard_for, simulate
 from adacache.recording import Recording, recorded
 
 PROBE = ("block.attn",)
@@ -75,7 +75,7 @@ def test_by_block_there_is_neither_forecast_nor_guard():
 def test_short_vectors_have_the_recorded_inner_products():
     residuals = two_videos()
     recording = record(residuals)
-    short = short_vectors(recording.products)
+    short = recording.short
     assert short.shape == (STEPS, 4, 2 * STEPS, 1)
     for v in range(2):
         whole = residuals[:, v::2].transpose(0, 1).flatten(0, 1).flatten(1)
@@ -96,6 +96,41 @@ def test_recording_changes_nothing_and_leaves_the_model_as_it_was():
     assert recording.motion["blocks.1.attn"].shape == (2, 6)
     both = Recording.joined([recording, recording])
     assert both.videos == 4 and both.distances["blocks.1.attn"].shape == (4, 6, 6)
+
+
+class Interleaved(nn.Module):
+    """Blocks named by kind and computed in turn; each moves as much as its depth."""
+
+    def __init__(self, frames: Tensor) -> None:
+        super().__init__()
+        self.frames, self.residual_cache = frames, None  # [steps, 1, (T S), C], T = 2, S = 3
+        self.spatial, self.temporal = (nn.ModuleList([Slot(), Slot()]) for _ in range(2))
+
+    def forward(self, x: Tensor, step: int) -> Tensor:
+        def blocks(x: Tensor, rows) -> Tensor:
+            for depth, block in enumerate((self.spatial[0], self.temporal[0], self.spatial[1])):
+                residual = self.frames[step] * (1.0 + depth * torch.arange(6)[:, None] / 6)
+                if block.residual_cache is not None:
+                    block.residual_cache.save(3, attn=residual)
+                x = x + residual
+            return x
+
+        return self.residual_cache.run(x, 3, blocks)
+
+
+def test_the_deepest_probe_is_the_one_that_is_computed_last():
+    model = Interleaved(polynomial(1.0, 0.3)[:, :1])
+    config = AdaCacheConfig(probes=["temporal.0.attn", "spatial.1.attn"], rows_per_video=1,
+                            codebook=[(9.0, 3)], moreg=MoRegConfig(window=(1, STEPS), scale=0.8, power=2))
+    zero = torch.zeros_like(model.frames[0])
+    with recorded(model, config, STEPS) as recorder:
+        for step in range(STEPS):
+            model(zero, step)
+    with adaptive_cache(model, config, STEPS) as session:
+        for step in range(STEPS):
+            model(zero, step)
+    simulated = simulate(recorder.recording(), config).trace[0].decisions
+    assert [d.motion for d in simulated] == pytest.approx([d.motion for d in session.trace[0].decisions])
 
 
 def test_growth_is_what_single_errors_come_to():
@@ -194,3 +229,12 @@ def test_growth_needs_errors_of_the_recorded_videos(final, message):
 def test_an_error_of_zero_is_a_number_as_any():
     growth = growth_of_errors(record(two_videos()), {3: torch.zeros(2), 9: torch.ones(2)})
     assert growth.isfinite().all() and growth[3] < 1e-9 < growth[9]
+
+
+def test_what_is_not_finite_is_not_recorded():
+    broken = two_videos()
+    broken[7, 0, 0, 0] = math.inf
+    with pytest.raises(ValueError, match="a residual is not finite"):
+        record(broken)
+    with pytest.raises(ValueError, match="allowed: 24 finite numbers"):
+        best_steps(record(two_videos()), 5, AdaCacheConfig(probes=PROBE), torch.full((STEPS,), math.nan))

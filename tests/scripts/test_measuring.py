@@ -2,7 +2,9 @@
 import importlib
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,6 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 import opensora.models  # noqa: F401  registers the text encoder
+from adacache import AdaCacheConfig, Signature
 from opensora.datasets.shapes import held_out_prompts
 from opensora.datasets.video_io import read_image, read_video, save_sample
 from opensora.registry import MODELS, build_module
@@ -212,7 +215,7 @@ def test_a_calibrated_profile_meets_its_target_and_refuses_other_runs(script, tm
         return script("calibrate").main()
 
     assert calibrate("--target-psnr", "99") == 1 and not out.exists()
-    assert "no settings meet the target" in capsys.readouterr().out
+    assert "no settings that were tried meet the target" in capsys.readouterr().out
     assert calibrate("--target-psnr", "20") == 0
     written = json.loads(out.read_text())
     assert written["measured"]["psnr"] >= 20 and written["measured"]["computed_steps"] < 6
@@ -220,6 +223,9 @@ def test_a_calibrated_profile_meets_its_target_and_refuses_other_runs(script, tm
     assert settings.signature.num_steps == 6
     assert calibrate("--target-speedup", "50") == 2
     assert "target_speedup=50; allowed: above 1, to " in capsys.readouterr().err
+    assert calibrate("--target-speedup", "1.0") == 2
+    assert calibrate("--target-psnr", "20", "--prompt-seed", "2") == 2
+    assert "prompt_seed=2; allowed: any but 2" in capsys.readouterr().err
 
     def generate(folder: str, *options: str) -> int:
         monkeypatch.setattr(sys, "argv", [
@@ -232,3 +238,23 @@ def test_a_calibrated_profile_meets_its_target_and_refuses_other_runs(script, tm
     assert made["num_steps"] == 6 and len(made["computed_steps"]) < 6
     assert generate("longer", "num_frames=34") != 0
     assert "settings of a run with input_shape=" in capsys.readouterr().err
+
+
+def test_computed_steps_for_a_speed_and_a_guarded_profile_by_hand(script, tmp_path):
+    calibrate = script("calibrate")
+    known = object.__new__(calibrate.Calibration)
+    known.recording, known.reused_cost = SimpleNamespace(num_steps=30), 0.05
+    assert known.count_for(2.5) == 11  # 11 + 19 x 0.05 = 11.95; one more, and it is 12.9 of 30
+    assert known.count_for(1.001) == 29
+    with pytest.raises(ValueError, match="target_speedup=20; allowed: above 1, to 8.8"):
+        known.count_for(20)
+    settings = AdaCacheConfig(probes=["a.attn"], codebook="fast", forecast=2, guard=0.21)
+    found = calibrate.Found(settings, 40.0, np.array([39.0, 41.0]), np.array([11, 12]), 2.5,
+                            Signature("m", 30, (4, 5, 6, 7)))
+    args = SimpleNamespace(config="c.py", prompts=8, prompt_seed=1, target_psnr=None, target_speedup=2.5)
+    assert calibrate.meets(found, args)
+    written = calibrate.profile(found, args)
+    assert written["measured"]["computed_steps"] == 11.5 and written["measured"]["psnr"] == 40.0
+    (tmp_path / "p.json").write_text(json.dumps(written))
+    read = script("cache_choice").read_profile(str(tmp_path / "p.json"))
+    assert read == replace(settings, signature=found.signature)
