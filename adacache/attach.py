@@ -26,9 +26,7 @@ def adaptive_cache(model: nn.Module, config: AdaCacheConfig, num_steps: int) -> 
     Raises ValueError for a probe that names no block, a missing slot, or settings made for another run;
     RuntimeError for a model that is inside such a `with` already, and for a run of another number of steps.
     """
-    slots = cache_slots(model)
-    if any(module.residual_cache is not None for module in slots.values()):
-        raise RuntimeError("the model is inside a `with adaptive_cache(...)` already; allowed: one at a time")
+    slots = free_slots(model)
     check_num_steps(config, num_steps)
     session = Session(config, num_steps, model_name(model))
     session.check_made_for(None)
@@ -63,6 +61,14 @@ def adaptive_cache(model: nn.Module, config: AdaCacheConfig, num_steps: int) -> 
 def cache_slots(model: nn.Module) -> dict[str, nn.Module]:
     """Path -> module, for all with a slot; the model's own path is STACK."""
     return {path: module for path, module in model.named_modules() if hasattr(module, "residual_cache")}
+
+
+def free_slots(model: nn.Module) -> dict[str, nn.Module]:
+    """The same.  Raises RuntimeError where they are filled."""
+    slots = cache_slots(model)
+    if any(module.residual_cache is not None for module in slots.values()):
+        raise RuntimeError("the model is inside a `with adaptive_cache(...)` already; allowed: one at a time")
+    return slots
 
 
 def check_num_steps(config: AdaCacheConfig, num_steps: int) -> None:

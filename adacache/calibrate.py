@@ -19,7 +19,6 @@ from torch import Tensor, nn
 from adacache.attach import check_num_steps, make_caches
 from adacache.config import AdaCacheConfig
 from adacache.forecast import guided_norm
-from adacache.moreg import motion_factor
 from adacache.recording import Recording
 from adacache.residual import Rows
 from adacache.schedule import FixedSchedule
@@ -127,14 +126,12 @@ class ReplayedSession(Session):
         self.probes = [probe for probe in recording.distances if probe in config.probes]  # in depth order
 
     def measure(self, new: Tensor, cached: Tensor, S: int) -> None:
-        moreg = self.config.moreg
         for group in self.due:
             video, last = self.groups.index(group), group.record.computed_steps[-1]
             probe = self.probes[len(group.distances)]
             group.distances.append(self.recording.distances[probe][video, self.step, last])
-            applies = moreg is not None and moreg.applies_to(self.step, self.num_steps)
             score = self.recording.motion[probe][video, self.step]
-            group.motion_now = motion_factor(score, moreg.scale, moreg.power) if applies else torch.ones(())
+            group.motion_now = self.motion(lambda strides, score=score: score)
 
 
 def growth_of_errors(recording: Recording, final: Mapping[int, Tensor]) -> Tensor:

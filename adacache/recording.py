@@ -15,11 +15,11 @@ from functools import cached_property
 import torch
 from torch import Tensor, nn
 
-from adacache.attach import STACK, cache_slots, probed_residuals
+from adacache.attach import STACK, free_slots, probed_residuals
 from adacache.config import AdaCacheConfig
 from adacache.metric import residual_distance
 from adacache.moreg import motion_score
-from adacache.residual import NO_PARTS, Blocks
+from adacache.residual import NO_PARTS, Blocks, offered_residuals
 
 
 @dataclass(frozen=True)
@@ -132,10 +132,8 @@ class BlockSlot:
         self.recorder, self.path, self.names = recorder, path, names
 
     def save(self, S: int, parts: Mapping[str, Tensor] = NO_PARTS, **residuals: Tensor) -> None:
-        offered = {**residuals, **parts}
+        offered = offered_residuals(self.path, self.names, {**residuals, **parts})
         for name in self.names:
-            if name not in offered:
-                raise ValueError(f"probe {self.path}.{name}; allowed: residuals {', '.join(offered)}")
             self.recorder.probes.setdefault(f"{self.path}.{name}", []).append(offered[name].detach())
 
 
@@ -147,12 +145,10 @@ def recorded(model: nn.Module, config: AdaCacheConfig, num_steps: int) -> Iterat
     Keeps the stack's and the probed residuals of all steps in memory until the recorder is dropped.
     Raises ValueError for a model without the slots, RuntimeError for one that is inside a `with` already.
     """
-    slots = cache_slots(model)
+    slots = free_slots(model)
     blocks = {path: module for path, module in slots.items() if path != STACK}
     if STACK not in slots:
         raise ValueError("the model itself has no slot; allowed: a model with an attribute `residual_cache`")
-    if any(module.residual_cache is not None for module in slots.values()):
-        raise RuntimeError("the model is inside a `with` of its cache already; allowed: one at a time")
     recorder = Recorder(config, num_steps)
     probed = probed_residuals(recorder.config.probes, blocks)
     try:

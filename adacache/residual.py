@@ -80,9 +80,7 @@ class ResidualCache:
         They are handed over: nobody else may write into a residual once it is saved, and the cache does.
         Raises ValueError where a probed one is not among them.
         """
-        offered = {**residuals, **parts}
-        if missing := sorted(set(self.probed) - set(offered)):
-            raise ValueError(f"probe {self.path}.{missing[0]}; allowed: residuals {', '.join(offered)}")
+        offered = offered_residuals(self.path, self.probed, {**residuals, **parts})
         for name in self.probed:
             if name in self.probes:
                 self.measure(offered[name], self.probes[name], S)
@@ -101,6 +99,14 @@ class ResidualCache:
 
     def clear(self) -> None:
         self.residuals, self.probes, self.rows = {}, {}, None
+
+
+def offered_residuals(path: str, probed: Collection[str],
+                      offered: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """`offered`, by the block at `path`.  Raises ValueError where a probed one is not among them."""
+    if missing := sorted(set(probed) - set(offered)):
+        raise ValueError(f"probe {path}.{missing[0]}; allowed: residuals {', '.join(offered)}")
+    return offered
 
 
 class StackCache(ResidualCache):

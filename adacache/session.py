@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -188,14 +188,17 @@ class Session:
             for i, group in enumerate(due):
                 own_rows = new[i :: len(due)]
                 group.distances.append(residual_distance(own_rows, cached[group.rows], self.config.metric))
-                group.motion_now = self._motion(own_rows, S)
+                group.motion_now = self.motion(partial(motion_score, own_rows, S))
 
-    def _motion(self, residual: Tensor, S: int) -> Tensor:
-        """m of one group; 1 without MoReg and outside its window.  Returns: [], fp32."""
+    def motion(self, score: Callable[[Sequence[int]], Tensor]) -> Tensor:
+        """m of one group; 1 without MoReg and outside its window.  Returns: [], fp32.
+
+        score: asked for only where it counts, with the strides.
+        """
         moreg = self.config.moreg
         if moreg is None or not moreg.applies_to(self.step, self.num_steps):
-            return torch.ones((), device=residual.device)
-        return motion_factor(motion_score(residual, S, moreg.strides), moreg.scale, moreg.power)
+            return torch.ones((), device=self.clock.device)
+        return motion_factor(score(moreg.strides), moreg.scale, moreg.power)
 
     def end_step(self) -> None:
         due = self.due
