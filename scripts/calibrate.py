@@ -24,21 +24,17 @@ from typing import Any
 
 import numpy as np
 import torch
-from cache_choice import MIDDLE_PROBE, for_model, open_cache, take_cache_config
+from cache_choice import open_cache
 from exit_status import exit_status
-from mmengine.config import DictAction
-from place_steps import measured_growth, psnr, record
-from reuse_quality import interval
-from reuse_quality import psnr as psnr_of_video
+from prompt_flags import add_prompt_flags
+from recorded_prompts import Batches, RecordedPrompts, fixed_settings, in_batches, open_pipeline
+from reuse_quality import interval, psnr
 
 from adacache import AdaCacheConfig, FixedSchedule, Signature
-from adacache.calibrate import best_steps, guard_for, simulate
-from adacache.recording import Recording
+from adacache.calibrate import best_steps, guard_for
 from opensora.datasets.shapes import held_out_prompts
 from opensora.pipeline import Pipeline
-from opensora.utils.config import read_config
-from opensora.utils.inference_config import InferenceConfig
-from opensora.utils.sample_request import SampleRequest, plan_samples
+from opensora.utils.sample_request import SampleRequest
 
 VERIFIED_SEED = 2  # of the prompts on which settings are tried; those they are found on have another
 TRIES = 4          # numbers of computed steps
@@ -69,19 +65,14 @@ class Found:
 
 
 class Calibration:
-    """What is known before any settings are tried."""
+    """What is known before any settings are tried.  reused_cost: of a reused step, part of a computed one."""
 
-    def __init__(self, pipeline: Pipeline, batches: Sequence[Sequence[SampleRequest]],
-                 probes: AdaCacheConfig) -> None:
-        first, truth = record(pipeline, batches[0], probes)
-        self.growth = measured_growth(pipeline, batches[0], first, truth)
-        self.recording = Recording.joined([first, *(record(pipeline, b, probes)[0] for b in batches[1:])])
-        self.reused_cost = reused_cost(pipeline, batches[0])
-        self.probes = probes
+    def __init__(self, prompts: RecordedPrompts, reused_cost: float, probes: AdaCacheConfig) -> None:
+        self.prompts, self.reused_cost, self.probes = prompts, reused_cost, probes
 
     @property
     def num_steps(self) -> int:
-        return self.recording.num_steps
+        return self.prompts.recording.num_steps
 
     def count_for(self, speed_up: float) -> int:
         """Computed steps with which denoising is that much faster.  Raises ValueError where none are few
@@ -95,12 +86,11 @@ class Calibration:
 
     def choices(self, count: int) -> Choices:
         """Settings that compute so many steps, at most in the mean, and the PSNR that they are foretold."""
-        forecast = replace(self.probes, codebook="fast", forecast=2)
-        choices = [replace(forecast, schedule=best_steps(self.recording, count, forecast, self.growth))]
+        forecast, recording = replace(self.probes, codebook="fast", forecast=2), self.prompts.recording
+        choices = [replace(forecast, schedule=best_steps(recording, count, forecast, self.prompts.growth))]
         with suppress(ValueError):  # of a codebook that computes more whatever the guard is
-            choices.append(replace(forecast, guard=guard_for(self.recording, count, forecast)))
-        return [(settings, psnr(simulate(self.recording, settings).squared_error(self.growth)))
-                for settings in choices]
+            choices.append(replace(forecast, guard=guard_for(recording, count, forecast)))
+        return [(settings, self.prompts.foretold(settings)) for settings in choices]
 
 
 def reused_cost(pipeline: Pipeline, requests: Sequence[SampleRequest]) -> float:
@@ -112,8 +102,7 @@ def reused_cost(pipeline: Pipeline, requests: Sequence[SampleRequest]) -> float:
     return max(0.0, (seconds[1] - seconds[0] / steps) / (steps - 1) / (seconds[0] / steps))
 
 
-def tried(pipeline: Pipeline, batches: Sequence[Sequence[SampleRequest]], settings: AdaCacheConfig,
-          foretold: float) -> Found:
+def tried(pipeline: Pipeline, batches: Batches, settings: AdaCacheConfig, foretold: float) -> Found:
     """Cached and uncached runs in turn."""
     quality, computed, ratios = [], [], []
     for batch in batches:
@@ -121,7 +110,7 @@ def tried(pipeline: Pipeline, batches: Sequence[Sequence[SampleRequest]], settin
         cached = pipeline.generate(batch, partial(open_cache, settings))
         trace = cached[0].runs[0].context.trace
         ratios.append(plain[0].seconds["denoise"] / cached[0].seconds["denoise"])
-        quality += [psnr_of_video(*(made.video.clamp(-1, 1).numpy() for made in pair))
+        quality += [psnr(*(made.video.clamp(-1, 1).numpy() for made in pair))
                     for pair in zip(plain, cached, strict=True)]
         computed += [len(trace.of_video(i).computed_steps) for i in range(len(batch))]
     return Found(settings, foretold, np.array(quality), np.array(computed), float(np.median(ratios)),
@@ -130,17 +119,13 @@ def tried(pipeline: Pipeline, batches: Sequence[Sequence[SampleRequest]], settin
 
 def profile(found: Found, args: argparse.Namespace) -> dict[str, Any]:
     settings, quality = found.settings, found.psnr
-    chosen: dict[str, Any] = {"probes": list(settings.probes), "metric": settings.metric,
-                              "forecast": settings.forecast}
-    if settings.schedule is None:
-        chosen |= {"codebook": settings.codebook, "guard": settings.guard}
-    else:
-        chosen["schedule"] = {"num_steps": settings.schedule.num_steps, "forecast": settings.forecast,
-                              "computed_steps": list(settings.schedule.steps)}
+    chosen = fixed_settings(settings) if settings.schedule is not None else {
+        "probes": list(settings.probes), "forecast": settings.forecast, "codebook": settings.codebook,
+        "guard": settings.guard}
     measured = {"psnr": quality.mean(), "psnr_interval": interval(quality),
                 "computed_steps": found.computed.mean(), "speed_up": found.speed_up}
     return {
-        "settings": {**chosen, "signature": found.signature.to_json()},
+        "settings": {**chosen, "metric": settings.metric, "signature": found.signature.to_json()},
         "config": args.config, "foretold_psnr": round(found.foretold, 2),
         "measured": {name: round(float(value), 3) for name, value in measured.items()},
         "prompts": {"found_on": args.prompts, "seed": args.prompt_seed,
@@ -148,21 +133,13 @@ def profile(found: Found, args: argparse.Namespace) -> dict[str, Any]:
 
 
 def calibrate(args: argparse.Namespace) -> int:
-    values = read_config(args.config, args.cfg_options).to_dict()
-    cache = take_cache_config(values, None) or AdaCacheConfig(probes=(MIDDLE_PROBE,))
-    config = InferenceConfig.from_dict(values, args.config)
-    if config.loop > 1:
-        raise ValueError(f"loop={config.loop}; allowed: 1, for a recording is of one clip")
-    pipeline = Pipeline.load(config)
-    cache = for_model(cache, pipeline.model)
-
-    def batches(config: InferenceConfig, prompts: Sequence[str]) -> list[list[SampleRequest]]:
-        requests = plan_samples(replace(config, prompt=list(prompts), batch_size=args.batch))
-        return [requests[start : start + args.batch] for start in range(0, len(requests), args.batch)]
-
-    known = Calibration(pipeline, batches(config, held_out_prompts(args.prompts, args.prompt_seed)),
-                        AdaCacheConfig(probes=cache.probes, metric=cache.metric))
-    other = batches(replace(config, seed=config.seed + 1), held_out_prompts(args.verify, VERIFIED_SEED))
+    pipeline, probes = open_pipeline(args.config, args.cfg_options)
+    config, prompts = pipeline.config, held_out_prompts(args.prompts, args.prompt_seed)
+    batches = in_batches(config, prompts, args.batch)
+    known = Calibration(RecordedPrompts.of(pipeline, batches, probes), reused_cost(pipeline, batches[0]),
+                        probes)
+    other = in_batches(replace(config, seed=config.seed + 1), held_out_prompts(args.verify, VERIFIED_SEED),
+                       args.batch)
     for choices in choices_to_try(args, known):
         found = [tried(pipeline, other, *choice) for choice in choices]
         for each in found:
@@ -200,11 +177,9 @@ def main() -> int:
     target.add_argument("--target-speedup", type=float, metavar="X", help="of denoising")
     target.add_argument("--target-psnr", type=float, metavar="DB", help="mean against uncached videos")
     parser.add_argument("--out", type=Path, default=Path("profile.json"), metavar="FILE")
-    parser.add_argument("--prompts", type=int, default=32, metavar="N", help="on which settings are found")
-    parser.add_argument("--verify", type=int, default=16, metavar="N", help="others, on which they are tried")
-    parser.add_argument("--prompt-seed", type=int, default=1, metavar="N")
-    parser.add_argument("--batch", type=int, default=8, metavar="N", help="videos together")
-    parser.add_argument("--cfg-options", nargs="+", action=DictAction, metavar="KEY=VALUE")
+    add_prompt_flags(parser, prompts=32, prompt_seed=1)
+    parser.add_argument("--verify", type=int, default=16, metavar="N",
+                        help="other prompts, on which settings are tried")
     args = parser.parse_args()
     logging.getLogger("adacache").setLevel(logging.ERROR)
 

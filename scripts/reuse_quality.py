@@ -16,7 +16,6 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 from statistics import NormalDist
 from typing import Any
 
@@ -25,7 +24,7 @@ import torch
 import torch.distributed as dist
 from cache_choice import checked_settings, open_cache
 from exit_status import exit_status
-from mmengine.config import DictAction
+from prompt_flags import add_json_flag, add_prompt_flags
 from rich.console import Console
 from rich.table import Table
 from skimage.metrics import peak_signal_noise_ratio
@@ -170,12 +169,8 @@ def evaluate(args: argparse.Namespace) -> None:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("config")
-    parser.add_argument("--prompts", type=int, default=64, metavar="N")
-    parser.add_argument("--prompt-seed", type=int, default=0, metavar="N",
-                        help="other prompts, to choose settings by; 0 are those that are reported")
-    parser.add_argument("--batch", type=int, default=8, metavar="N", help="videos together")
-    parser.add_argument("--json", type=Path, metavar="FILE")
-    parser.add_argument("--cfg-options", nargs="+", action=DictAction, metavar="KEY=VALUE")
+    add_prompt_flags(parser, prompts=64, prompt_seed=0)
+    add_json_flag(parser)
     args = parser.parse_args()
     logging.getLogger("adacache").setLevel(logging.ERROR)
 

@@ -242,8 +242,8 @@ def test_a_calibrated_profile_meets_its_target_and_refuses_other_runs(script, tm
 
 def test_computed_steps_for_a_speed_and_a_guarded_profile_by_hand(script, tmp_path):
     calibrate = script("calibrate")
-    known = object.__new__(calibrate.Calibration)
-    known.recording, known.reused_cost = SimpleNamespace(num_steps=30), 0.05
+    recorded = SimpleNamespace(recording=SimpleNamespace(num_steps=30))
+    known = calibrate.Calibration(recorded, 0.05, AdaCacheConfig())
     assert known.count_for(2.5) == 11  # 11 + 19 x 0.05 = 11.95; one more, and it is 12.9 of 30
     assert known.count_for(1.001) == 29
     with pytest.raises(ValueError, match="target_speedup=20; allowed: above 1, to 8.8"):

@@ -1,0 +1,91 @@
+"""Held-out prompts of the embedded model, recorded with every step computed; see adacache.calibrate."""
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import torch
+from cache_choice import MIDDLE_PROBE, for_model, open_cache, take_cache_config
+from torch import Tensor, nn
+
+from adacache import AdaCacheConfig, FixedSchedule
+from adacache.calibrate import growth_of_errors, simulate
+from adacache.recording import Recording, recorded
+from opensora.pipeline import Pipeline
+from opensora.utils.config import read_config
+from opensora.utils.inference_config import InferenceConfig
+from opensora.utils.sample_request import SampleRequest, plan_samples
+
+TRIED = 10  # steps at which the growth of errors is measured, denser where they are early
+RANGE = 2   # of the values of a video, -1 to 1
+
+Batches = list[list[SampleRequest]]
+
+
+def open_pipeline(path: str, options: dict[str, Any] | None,
+                  check: Callable[[nn.Module, int], object] = lambda model, num_steps: None,
+                  ) -> tuple[Pipeline, AdaCacheConfig]:
+    """The models of a config file, and settings with the probes and the metric of its adacache.
+
+    check: as for `Pipeline.load`.  Raises ValueError for a config of several clips.
+    """
+    values = read_config(path, options).to_dict()
+    cache = take_cache_config(values, None) or AdaCacheConfig(probes=(MIDDLE_PROBE,))
+    config = InferenceConfig.from_dict(values, path)
+    if config.loop > 1:
+        raise ValueError(f"loop={config.loop}; allowed: 1, for a recording is of one clip")
+    pipeline = Pipeline.load(config, check)
+    return pipeline, for_model(AdaCacheConfig(probes=cache.probes, metric=cache.metric), pipeline.model)
+
+
+def in_batches(config: InferenceConfig, prompts: Sequence[str], size: int) -> Batches:
+    requests = plan_samples(replace(config, prompt=list(prompts), batch_size=size))
+    return [requests[start : start + size] for start in range(0, len(requests), size)]
+
+
+@dataclass(frozen=True)
+class RecordedPrompts:
+    """growth: of errors, up to the mean squared error of the decoded video, [K]."""
+
+    recording: Recording
+    growth: Tensor
+
+    @classmethod
+    def of(cls, pipeline: Pipeline, batches: Batches, probes: AdaCacheConfig) -> RecordedPrompts:
+        """The growth is measured on the first batch."""
+        first, truth = record(pipeline, batches[0], probes)
+        growth = measured_growth(pipeline, batches[0], first, truth)
+        return cls(Recording.joined([first, *(record(pipeline, b, probes)[0] for b in batches[1:])]), growth)
+
+    def foretold(self, settings: AdaCacheConfig) -> float:
+        """PSNR in dB, mean over the videos."""
+        error = simulate(self.recording, settings).squared_error(self.growth)
+        return (10 * torch.log10(RANGE**2 / error.clamp(min=1e-12))).mean().item()
+
+
+def record(pipeline: Pipeline, requests: Sequence[SampleRequest],
+           probes: AdaCacheConfig) -> tuple[Recording, Tensor]:
+    """One batch; its videos [V, 3, T, H, W]."""
+    samples = pipeline.generate(requests, lambda model, steps: recorded(model, probes, steps))
+    return samples[0].runs[0].context.recording(), torch.stack([made.video for made in samples])
+
+
+def measured_growth(pipeline: Pipeline, requests: Sequence[SampleRequest], recording: Recording,
+                    truth: Tensor) -> Tensor:
+    steps, final = recording.num_steps, {}
+    tried = {max(1, round((steps - 1) * (i / TRIED) ** 2)) for i in range(1, TRIED + 1)}
+    for step in sorted(tried):
+        kept = FixedSchedule(tuple(s for s in range(steps) if s != step), steps)
+        cache = AdaCacheConfig(schedule=kept, forecast=0)
+        videos = torch.stack([made.video for made in pipeline.generate(requests, partial(open_cache, cache))])
+        final[step] = (videos - truth).square().flatten(1).mean(dim=1)
+    return growth_of_errors(recording, final)
+
+
+def fixed_settings(settings: AdaCacheConfig) -> dict[str, Any]:
+    """Settings with a fixed schedule, as `--adacache FILE` takes them."""
+    schedule = {"num_steps": settings.schedule.num_steps, "computed_steps": list(settings.schedule.steps),
+                "forecast": settings.forecast}
+    return {"schedule": schedule, "probes": list(settings.probes), "forecast": settings.forecast}
