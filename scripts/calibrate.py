@@ -1,7 +1,8 @@
 """Settings for a speed or a quality: `python scripts/calibrate.py CONFIG --target-speedup 2.5 [--out FILE]`.
 
-Records prompts with every step computed, finds by simulation the best fixed schedule and the best guarded
-one (see adacache.calibrate), tries both on other prompts with the model, and writes the better as a profile.
+Records prompts with every step computed, finds by simulation the best fixed schedule, the best to which a
+guard adds steps where a video needs them, and the best guard alone (see adacache.calibrate), tries them on
+other prompts with the model, and writes the best as a profile.
 `scripts/inference.py --adacache FILE` takes it, and refuses other models, sizes and numbers of steps.
 With `--target-psnr` (dB, against uncached) steps are added, from as many as are foretold to come there, until
 the target is met.  Of CONFIG's adacache only probes and metric are kept.  Ends with 1 where no settings that
@@ -27,7 +28,7 @@ import torch
 from cache_choice import open_cache
 from exit_status import exit_status
 from prompt_flags import add_prompt_flags
-from recorded_prompts import Batches, RecordedPrompts, fixed_settings, in_batches, open_pipeline
+from recorded_prompts import Batches, RecordedPrompts, as_options, in_batches, open_pipeline
 from reuse_quality import interval, psnr
 
 from adacache import AdaCacheConfig, FixedSchedule, Signature
@@ -38,6 +39,7 @@ from opensora.utils.sample_request import SampleRequest
 
 VERIFIED_SEED = 2  # of the prompts on which settings are tried; those they are found on have another
 TRIES = 4          # numbers of computed steps
+FEWER = 3          # steps that a plan may leave to its guard
 
 
 Choices = list[tuple[AdaCacheConfig, float]]  # settings, and the PSNR in dB that they are foretold
@@ -59,7 +61,9 @@ class Found:
     signature: Signature
 
     def __str__(self) -> str:
-        kind = "guard" if self.settings.schedule is None else "fixed steps"
+        kind = ("guard" if self.settings.schedule is None else
+                "fixed steps" if self.settings.guard is None else
+                f"{len(self.settings.schedule.steps)} fixed steps and a guard")
         quality = f"{self.psnr.mean():.1f} ± {interval(self.psnr):.1f} dB (foretold {self.foretold:.1f})"
         return f"{kind}, {self.computed.mean():.1f} computed: {quality}, {self.speed_up:.2f} times as fast"
 
@@ -87,10 +91,16 @@ class Calibration:
     def choices(self, count: int) -> Choices:
         """Settings that compute so many steps, at most in the mean, and the PSNR that they are foretold."""
         forecast, recording = replace(self.probes, codebook="fast", forecast=2), self.prompts.recording
-        choices = [replace(forecast, schedule=best_steps(recording, count, forecast, self.prompts.growth))]
-        with suppress(ValueError):  # of a codebook that computes more whatever the guard is
-            choices.append(replace(forecast, guard=guard_for(recording, count, forecast)))
-        return [(settings, self.prompts.foretold(settings)) for settings in choices]
+        planned = [replace(forecast, schedule=best_steps(recording, steps, forecast, self.prompts.growth))
+                   for steps in range(count, max(1, count - FEWER - 1), -1)]
+        guarded = []
+        for settings in (*planned[1:], forecast):
+            with suppress(ValueError):  # of a codebook that computes more whatever the guard is
+                guarded.append(replace(settings, guard=guard_for(recording, count, settings)))
+        found = [(settings, self.prompts.foretold(settings)) for settings in (planned[0], *guarded)]
+        plans = [choice for choice in found[1:] if choice[0].schedule is not None]
+        best = max(plans, key=lambda choice: choice[1], default=None)
+        return [choice for choice in found if choice not in plans or choice is best]
 
 
 def reused_cost(pipeline: Pipeline, requests: Sequence[SampleRequest]) -> float:
@@ -119,13 +129,10 @@ def tried(pipeline: Pipeline, batches: Batches, settings: AdaCacheConfig, foreto
 
 def profile(found: Found, args: argparse.Namespace) -> dict[str, Any]:
     settings, quality = found.settings, found.psnr
-    chosen = fixed_settings(settings) if settings.schedule is not None else {
-        "probes": list(settings.probes), "forecast": settings.forecast, "codebook": settings.codebook,
-        "guard": settings.guard}
     measured = {"psnr": quality.mean(), "psnr_interval": interval(quality),
                 "computed_steps": found.computed.mean(), "speed_up": found.speed_up}
     return {
-        "settings": {**chosen, "metric": settings.metric, "signature": found.signature.to_json()},
+        "settings": {**as_options(settings), "signature": found.signature.to_json()},
         "config": args.config, "foretold_psnr": round(found.foretold, 2),
         "measured": {name: round(float(value), 3) for name, value in measured.items()},
         "prompts": {"found_on": args.prompts, "seed": args.prompt_seed,

@@ -16,7 +16,7 @@ from dataclasses import replace
 import torch
 from exit_status import exit_status
 from prompt_flags import add_json_flag, add_prompt_flags
-from recorded_prompts import RecordedPrompts, fixed_settings, in_batches, open_pipeline
+from recorded_prompts import RecordedPrompts, as_options, in_batches, open_pipeline
 
 from adacache.calibrate import best_steps, check_count
 from opensora.datasets.shapes import held_out_prompts
@@ -38,7 +38,7 @@ def place(args: argparse.Namespace) -> None:
               f"{list(found.schedule.steps)}; foretold, without what errors do to one another: "
               f"{known.foretold(found):.1f} dB")
         if args.json:
-            args.json.write_text(json.dumps(fixed_settings(found), indent=2) + "\n")
+            args.json.write_text(json.dumps(as_options(found), indent=2) + "\n")
 
 
 def main() -> int:

@@ -84,8 +84,12 @@ def measured_growth(pipeline: Pipeline, requests: Sequence[SampleRequest], recor
     return growth_of_errors(recording, final)
 
 
-def fixed_settings(settings: AdaCacheConfig) -> dict[str, Any]:
-    """Settings with a fixed schedule, as `--adacache FILE` takes them."""
-    schedule = {"num_steps": settings.schedule.num_steps, "computed_steps": list(settings.schedule.steps),
-                "forecast": settings.forecast}
-    return {"schedule": schedule, "probes": list(settings.probes), "forecast": settings.forecast}
+def as_options(settings: AdaCacheConfig) -> dict[str, Any]:
+    """Found settings as `--adacache FILE` takes them: a schedule or a codebook, under a guard or not."""
+    options = {"probes": list(settings.probes), "metric": settings.metric, "forecast": settings.forecast}
+    if settings.schedule is None:
+        options["codebook"] = settings.codebook
+    else:
+        options["schedule"] = {"num_steps": settings.schedule.num_steps, "forecast": settings.forecast,
+                               "computed_steps": list(settings.schedule.steps)}
+    return options if settings.guard is None else {**options, "guard": settings.guard}
