@@ -230,7 +230,8 @@ class Session:
         for numbers in torch.stack([torch.stack(column) for column in columns]).tolist():
             change, motion, learnt = math.nan, 1.0, numbers
             if probes:
-                change, motion, learnt = sum(numbers[:probes]) / probes, numbers[probes], numbers[probes + 1 :]
+                change, motion = sum(numbers[:probes]) / probes, numbers[probes]
+                learnt = numbers[probes + 1 :]
             error = relative(*learnt[:2]) if learnt else None
             found.append(Found(change, motion, error, tuple(learnt[2:])))
         return found

@@ -31,14 +31,15 @@ def save_with_record(sample: Sample, request: SampleRequest, fps: float, record:
     """Write the JSON, then the video (or picture); without the video, the JSON goes again."""
     text, path = json.dumps(record, indent=2) + "\n", request.file.with_suffix(".json")
     try:
-        _write_whole(path, text)
+        write_whole(path, text)
         return save_sample(sample.video, request.file.with_suffix(""), fps=fps)
     except BaseException:
         path.unlink(missing_ok=True)
         raise
 
 
-def _write_whole(path: Path, text: str) -> None:
+def write_whole(path: Path, text: str) -> None:
+    """Write aside, then rename: a file appears whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:

@@ -46,7 +46,7 @@ def record(residuals: Tensor, **settings) -> Recording:
     dict(schedule=FixedSchedule((0, 1, 2, 4, 7, 11, 16, 21), STEPS), forecast=1),
     dict(codebook="published-fast"),
     dict(schedule=FixedSchedule((0, 1, 6, 12, 18), STEPS), forecast=2, guard=0.1),
-], ids=["codebook", "guarded forecast", "guarded reuse", "moreg", "metric", "fixed", "preset", "guarded plan"])
+], ids=["codebook", "guarded forecast", "guarded reuse", "moreg", "metric", "fixed", "preset", "plan, guard"])
 def test_a_simulation_is_the_run(settings):
     residuals = two_videos()
     config = AdaCacheConfig(probes=PROBE, **settings)
@@ -58,7 +58,8 @@ def test_a_simulation_is_the_run(settings):
         assert simulated.computed[v] == len(trace[0].computed_steps)
         for one, other in zip(simulated.trace[v].decisions, trace[0].decisions, strict=True):
             assert one.rate == other.rate
-            assert one.regularized_distance == pytest.approx(other.regularized_distance, rel=1e-4, nan_ok=True)
+            assert one.regularized_distance == pytest.approx(other.regularized_distance, rel=1e-4,
+                                                             nan_ok=True)
             assert (one.error is None) == (other.error is None)
             assert one.error is None or one.error == pytest.approx(other.error, rel=1e-3, abs=1e-5)
         missed = (found - residuals[:, v::2]).flatten(2).norm(dim=2).T  # [p, K]
