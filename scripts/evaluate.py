@@ -1,0 +1,107 @@
+"""Methods x prompts x seeds on one model: `[torchrun ...] scripts/evaluate.py configs/eval/NAME.py`.
+
+CONFIG is an inference config with `methods = {name: dict(steps=..., adacache=..., rival=...)}` (see
+evaluation.methods) and `evaluation = dict(prompts=..., seeds=..., metrics=..., ...)` (see evaluation.plan).
+Every video is kept with a record beside it; what is there is not made again, so that a stopped run goes on,
+also with more prompts, methods or processes.  FOLDER then holds results.json, table.md, table.csv,
+quality_latency.png, timelines.png and gallery.html.
+"""
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import sys
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from evaluation.figures import draw_quality_latency, draw_timelines
+from evaluation.gallery import write_gallery
+from evaluation.plan import Plan, read_plan
+from evaluation.records import Records
+from evaluation.sampling import Sampling
+from evaluation.summary import summarise, unfinished
+from evaluation.tables import markdown, terminal, write_csv
+from exit_status import exit_status
+from mmengine.config import DictAction
+from rich.console import Console
+from rich.progress import track
+
+from opensora.parallel import process_group, rank, world_size
+from opensora.pipeline import Pipeline
+
+
+def evaluate(args: argparse.Namespace) -> None:
+    flags = {"prompts": args.prompts, "prompt_seed": args.prompt_seed, "batch": args.batch}
+    plan = read_plan(args.config, args.cfg_options, flags).only(args.only)
+    folder = args.out or Path("outputs/eval") / Path(args.config).stem
+    pipeline = Pipeline.load(plan.config)
+    for method in plan.methods.values():
+        method.check(pipeline.model)
+    records = Records(folder, plan, pipeline)
+    if not args.report:
+        make_all(plan, pipeline, records)
+    if rank() == 0:
+        report(plan, records, folder, pipeline.device)
+
+
+def make_all(plan: Plan, pipeline: Pipeline, records: Records) -> None:
+    """Batches go round the processes of a torchrun."""
+    sampling, batches = Sampling(plan, pipeline, records), list(enumerate(plan.batches()))
+    if rank() == 0:
+        records.begin()
+    sampling.warm_up(batches[0][1])
+    own = batches[rank() :: world_size()]
+    for number, batch in track(own, "sampling", console=Console(stderr=True), disable=rank() > 0):
+        sampling.make(number, batch)
+    if world_size() > 1:
+        dist.barrier()
+
+
+def report(plan: Plan, records: Records, folder: Path, device: torch.device) -> None:
+    """Everything that follows from the records."""
+    found = records.read()
+    if not found:
+        raise ValueError(f"{folder} has no results; allowed: a run without --report first")
+    results = summarise(plan, found, folder, device)
+    (folder / "results.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    (folder / "table.md").write_text(markdown(results), encoding="utf-8")
+    write_csv(results, folder / "table.csv")
+    draw_quality_latency(results, folder / "quality_latency.png")
+    draw_timelines(results, folder / "timelines.png")
+    page = write_gallery(results, folder, plan.options.gallery)
+    console = Console(width=max(200, Console().width))
+    for table in terminal(results):
+        console.print(table)
+    for how in results["metrics"].values():
+        if "missing" in how:
+            console.print(how["missing"])
+    if left := unfinished(plan, found):
+        console.print(f"{left} videos are still to be made")
+    console.print(f"{page}")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("config")
+    parser.add_argument("--out", type=Path, metavar="FOLDER", help="default: outputs/eval/CONFIG")
+    parser.add_argument("--prompts", type=int, metavar="N", help="held-out prompts of the embedded model")
+    parser.add_argument("--prompt-seed", type=int, metavar="N",
+                        help="other prompts, to choose settings by; 0 are those that are reported")
+    parser.add_argument("--batch", type=int, metavar="N", help="videos together")
+    parser.add_argument("--only", nargs="+", metavar="METHOD")
+    parser.add_argument("--report", action="store_true", help="only tables and pages of what is there")
+    parser.add_argument("--cfg-options", nargs="+", action=DictAction, metavar="KEY=VALUE")
+    args = parser.parse_args()
+    logging.getLogger("adacache").setLevel(logging.ERROR)
+
+    def run() -> None:
+        with process_group(), torch.no_grad():
+            evaluate(args)
+
+    return exit_status(run)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

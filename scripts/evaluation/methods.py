@@ -1,0 +1,124 @@
+"""The methods of an evaluation: what a config says of each, checked, and how a denoising run is opened."""
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from cache_choice import check_cache, checked_settings, open_cache, read_profile
+from rivals import open_rival, read_rival
+from torch import nn
+
+from adacache import AdaCacheConfig, FixedSchedule
+from opensora.utils.config import check_keys
+
+KEYS = ("steps", "adacache", "rival", "against", "replay", "family", "published")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Method:
+    """steps: of the sampler.  cache: settings of AdaCache.  rival: those of another cache.  Without both each
+    step is computed.
+    against: the method to be compared with, video by video.  replay: the method whose computed steps it
+    takes, video by video.  family: methods of one family share a curve.  published: numbers of a paper, by
+    metric, to stand beside those measured.
+    """
+
+    name: str
+    steps: int
+    cache: AdaCacheConfig | None = None
+    rival: Any = None
+    against: str | None = None
+    replay: str | None = None
+    family: str = ""
+    published: Mapping[str, float] | None = None
+
+    @property
+    def slug(self) -> str:
+        """The name as a folder: `TeaCache, 2.5x` -> `teacache-2.5x`."""
+        return re.sub(r"[^a-z0-9.]+", "-", self.name.lower()).strip("-.")
+
+    def is_reference(self, steps: int) -> bool:
+        """Whether it computes every one of the config's steps."""
+        return self.cache is None and self.rival is None and self.steps == steps
+
+    def opened(self, model: nn.Module, num_steps: int,
+               schedules: FixedSchedule | None = None) -> AbstractContextManager[Any]:
+        """The context of one denoising run.  schedules: of the replayed method."""
+        if self.rival is not None:
+            return open_rival(self.rival, model, num_steps)
+        cache = self.cache if schedules is None else replace(self.cache, schedule=schedules)
+        return open_cache(cache, model, num_steps)
+
+    def check(self, model: nn.Module) -> None:
+        """Raise ValueError where it does not fit the model or the number of steps."""
+        try:
+            check_cache(self.cache, model, self.steps)
+        except ValueError as error:
+            raise ValueError(f"methods[{self.name!r}]: {error}") from error
+
+
+def read_methods(given: object, steps: int) -> dict[str, Method]:
+    """steps: of the config's sampler.  Raises ValueError or TypeError naming what is wrong."""
+    if not isinstance(given, dict) or not given:
+        raise ValueError("methods is missing or empty; allowed: methods = {name: dict(adacache=...)}")
+    methods: dict[str, Method] = {}
+    for name, values in given.items():
+        where = f"methods[{name!r}]"
+        if not isinstance(values, dict):
+            raise ValueError(f"{where}={values!r}; allowed: dict(adacache=...)")
+        check_keys(values, KEYS, where)
+        for key, others in (("against", given), ("replay", methods)):
+            if (other := values.get(key)) is not None and other not in others:
+                raise ValueError(f"{where}.{key}={other!r}; allowed: {', '.join(others) or 'none'}")
+        if values.get("adacache") is not None and values.get("rival") is not None:
+            raise ValueError(f"{where} has adacache and rival; allowed: one of them")
+        try:
+            methods[name] = read_method(name, values, steps)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{where}: {error}") from error
+    check_folders(methods)
+    return methods
+
+
+def read_method(name: str, values: Mapping[str, Any], steps: int) -> Method:
+    cache, rival = values.get("adacache"), values.get("rival")
+    if isinstance(rival, str):
+        rival = rival_file(rival)
+    more = {key: values[key] for key in ("against", "replay", "published") if key in values}
+    if "replay" in more and cache is None:
+        raise ValueError(f"replay={more['replay']!r} without adacache; allowed: with adacache=dict(...)")
+    return Method(
+        name=name, steps=checked_steps(values.get("steps", steps)), **more,
+        cache=read_profile(cache) if isinstance(cache, str) else cache and checked_settings(cache),
+        rival=None if rival is None else read_rival(rival),
+        family=values.get("family", name.split(",")[0]))
+
+
+def rival_file(path: str) -> Mapping[str, Any]:
+    """The settings in a file that scripts/tune_rivals.py wrote."""
+    if not Path(path).is_file():
+        raise ValueError(f"rival={path!r}; allowed: a JSON file of scripts/tune_rivals.py, or "
+                         "dict(type=..., ...)")
+    read = json.loads(Path(path).read_text(encoding="utf-8"))
+    return read.get("settings", read)
+
+
+def checked_steps(steps: object) -> int:
+    if not isinstance(steps, int) or steps < 1:
+        raise ValueError(f"steps={steps!r}; allowed: whole numbers from 1")
+    return steps
+
+
+def check_folders(methods: Mapping[str, Method]) -> None:
+    """Raise ValueError for two methods whose videos would lie in one folder, or for one with none."""
+    folders: dict[str, str] = {}
+    for name, method in methods.items():
+        if not method.slug or method.slug in folders:
+            raise ValueError(f"methods[{name!r}] has the folder {method.slug!r}, as has "
+                             f"{folders.get(method.slug, 'nothing else')!r}; allowed: names of other letters")
+        folders[method.slug] = name

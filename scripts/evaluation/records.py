@@ -1,0 +1,130 @@
+"""The folder of an evaluation: a video and a record for every method, prompt and seed; what is there, stays.
+
+    run.json                          which models, size and steps
+    videos/METHOD/0003_s1024.mp4      and .json beside it: settings, schedule, seconds, metrics
+"""
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from evaluation.made import Made
+from evaluation.methods import Method
+from evaluation.plan import Plan
+from opensora.datasets.video_io import save_sample
+from opensora.pipeline import Pipeline
+from opensora.utils.sample_record import write_whole
+from opensora.utils.sample_request import SampleRequest
+
+SAMPLED = 1024  # values of each tensor that enter a fingerprint
+
+
+class Records:
+    """folder: of the evaluation.  Raises ValueError where it holds results of another model or run."""
+
+    def __init__(self, folder: Path, plan: Plan, pipeline: Pipeline) -> None:
+        self.folder, self.plan = folder, plan
+        self.settings = {name: settings_of(method, plan.methods) for name, method in plan.methods.items()}
+        self.identity = identity(plan, pipeline)
+        self._check_identity()
+
+    def _check_identity(self) -> None:
+        file = self.folder / "run.json"
+        if not file.is_file():
+            return
+        before = read_json(file)
+        for key, value in self.identity.items():
+            if before.get(key) != value:
+                raise ValueError(f"{file}: results with {key}={before.get(key)!r}, but this run has "
+                                 f"{value!r}; allowed: another --out, or the same run")
+
+    def begin(self) -> None:
+        """Write down whose results these are."""
+        write_whole(self.folder / "run.json", json.dumps(self.identity, indent=2) + "\n")
+
+    def file(self, method: Method, request: SampleRequest) -> Path:
+        """Of the record."""
+        name = f"{request.index:04d}_s{request.seed}.json"
+        return self.folder / "videos" / method.slug / name
+
+    def find(self, method: Method, request: SampleRequest) -> dict[str, Any] | None:
+        """A finished record with all metrics that are asked for; otherwise None.
+
+        Raises ValueError for one made with other settings or of another prompt.
+        """
+        file = self.file(method, request)
+        if not file.is_file():
+            return None
+        record = read_json(file)
+        for key, value in (("settings", self.settings[method.name]), ("prompt", request.prompt)):
+            if record.get(key) != value:
+                raise ValueError(f"{file}: made with {key}={record.get(key)!r}, but this run has {value!r}; "
+                                 "allowed: another --out, or the same")
+        return record if set(self.plan.metrics) <= set(record["asked"]) else None
+
+    def write(self, method: Method, request: SampleRequest, made: Made,
+              metrics: Mapping[str, float]) -> None:
+        """The video, then its record: without one there is no finished sample."""
+        file = self.file(method, request)
+        file.unlink(missing_ok=True)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        video = save_sample(made.video, file.with_suffix(""), fps=self.plan.config.file_fps)
+        write_whole(file, json.dumps({
+            "method": method.name, "settings": self.settings[method.name], "prompt": request.prompt,
+            "prompt_index": request.index, "seed": request.seed,
+            "file": str(video.relative_to(self.folder)), "num_steps": made.num_steps,
+            "computed_steps": list(made.computed_steps), "partly": list(made.partly),
+            "seconds": {stage: round(value, 4) for stage, value in made.seconds.items()},
+            "asked": list(self.plan.metrics), "metrics": metrics}, indent=1) + "\n")
+
+    def read(self) -> list[dict[str, Any]]:
+        """All finished ones of the plan, method by method."""
+        found = (self.find(method, request) for method in self.plan.methods.values()
+                 for request in self.plan.requests)
+        return [record for record in found if record is not None]
+
+
+def settings_of(method: Method, methods: Mapping[str, Method]) -> str:
+    """What decides about its videos, in words; of a replayed method too."""
+    what = method.rival if method.rival is not None else method.cache and method.cache.resolved()
+    replayed = f", replaying {settings_of(methods[method.replay], methods)}" if method.replay else ""
+    return f"{method.steps} steps, {what}{replayed}"
+
+
+def identity(plan: Plan, pipeline: Pipeline) -> dict[str, Any]:
+    """Of what results are comparable."""
+    config = plan.config
+    models = {name: fingerprint(module) for name, module in (
+        ("model", pipeline.model), ("vae", pipeline.vae), ("text_encoder", pipeline.text_encoder.model))}
+    return {**models, "scheduler": {k: v for k, v in sorted(config.scheduler.items())}, "dtype": config.dtype,
+            "size": list(config.size), "frames": config.clip_frames, "fps": config.fps,
+            "batch": plan.options.batch}
+
+
+def fingerprint(module: nn.Module) -> str:
+    """Of names, shapes and the first values of every tensor: weights trained further have another."""
+    digest = hashlib.sha256(type(module).__name__.encode())
+    for name, tensor in sorted(module.state_dict().items()):
+        first = tensor.detach().flatten()[:SAMPLED].to("cpu", torch.float32).contiguous()
+        digest.update(f"{name}{tuple(tensor.shape)}".encode() + first.numpy().tobytes())
+    return f"{type(module).__name__}-{digest.hexdigest()[:12]}"
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """Raises ValueError for a file that is none."""
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{file} is no JSON ({error}); allowed: a file of this evaluation, whole") from error
+
+
+def missing_methods(records: Records, batch: Sequence[SampleRequest]) -> list[Method]:
+    """Those of which a video of the batch is still to be made."""
+    return [method for method in records.plan.methods.values()
+            if any(records.find(method, request) is None for request in batch)]

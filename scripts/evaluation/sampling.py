@@ -1,0 +1,114 @@
+"""The runs themselves: batch by batch the reference, then every method of which something is missing."""
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from adacache import FixedSchedule
+from evaluation.made import Made
+from evaluation.methods import Method
+from evaluation.metrics import METRICS, measured
+from evaluation.plan import Plan
+from evaluation.records import Records, missing_methods
+from opensora.pipeline import Pipeline, Sample
+from opensora.utils.sample_request import SampleRequest
+
+Opened = Callable[[nn.Module, int], AbstractContextManager[Any]]
+
+
+class Sampling:
+    """Makes what `records` lacks.  Of each batch the reference comes first, then the methods, starting with
+    another one each time, so that a machine that slows down does so for all."""
+
+    def __init__(self, plan: Plan, pipeline: Pipeline, records: Records) -> None:
+        self.plan, self.pipeline, self.records = plan, pipeline, records
+        missing = ((name, METRICS[name].missing(plan.prompts, pipeline.device)) for name in plan.metrics)
+        self.metrics = [name for name, why in missing if why is None]
+        self.reference = Method(name="reference", steps=plan.steps)
+
+    def warm_up(self, batch: Sequence[SampleRequest]) -> None:
+        """So that the first timed run is like the others."""
+        self.pipeline.scheduler.num_sampling_steps = 2
+        self.pipeline.generate(batch)
+
+    def make(self, number: int, batch: Sequence[SampleRequest]) -> None:
+        """All that is missing of one batch.  number: of the batch."""
+        methods = missing_methods(self.records, batch)
+        if not methods:
+            return
+        counts = self.plan.counts_flops(batch)
+        reference = self.generate(self.reference, batch, counts)
+        first = number % len(methods)
+        steps: dict[str, Sequence[Sequence[int]]] = {}  # of methods that others may replay
+        for method in in_turn(methods, first):
+            if method.is_reference(self.plan.steps):
+                videos = reference
+            else:
+                videos = self.generate(method, batch, counts, self.schedules(method, batch, steps))
+            steps[method.name] = [made.computed_steps for made in videos]
+            for request, made, all_steps in zip(batch, videos, reference, strict=True):
+                self.records.write(method, request, made, measured(made, all_steps, self.metrics))
+
+    def schedules(self, method: Method, batch: Sequence[SampleRequest],
+                  steps: Mapping[str, Sequence[Sequence[int]]]) -> FixedSchedule | None:
+        """Those of the method that it replays, video by video."""
+        if method.replay is None:
+            return None
+        replayed = self.plan.methods[method.replay]
+        if replayed.name in steps:
+            lists = steps[replayed.name]
+        else:
+            records = [self.records.find(replayed, request) for request in batch]
+            lists = [record["computed_steps"] for record in records]
+        forecast = replayed.cache.resolved().forecast if replayed.cache else 0
+        return FixedSchedule(tuple(map(tuple, lists)), method.steps, forecast=forecast)
+
+    def generate(self, method: Method, batch: Sequence[SampleRequest], counts: bool = False,
+                 schedules: FixedSchedule | None = None) -> list[Made]:
+        """One batch.  counts: run it once more, and count the operations of denoising."""
+        self.pipeline.scheduler.num_sampling_steps = method.steps
+        opened = partial(method.opened, schedules=schedules)
+        device = self.pipeline.device
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
+        samples = self.pipeline.generate(batch, opened)
+        peak = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
+        flops = counted_flops(self.pipeline, batch, opened) if counts else None
+        return [made_of(sample, request.prompt, method.steps, len(batch), peak, flops)
+                for sample, request in zip(samples, batch, strict=True)]
+
+
+def in_turn(methods: Sequence[Method], first: int) -> list[Method]:
+    """Starting with the `first` one; those that replay another after it."""
+    turned = [*methods[first:], *methods[:first]]
+    return [m for m in turned if m.replay is None] + [m for m in methods if m.replay is not None]
+
+
+def counted_flops(pipeline: Pipeline, batch: Sequence[SampleRequest], opened: Opened) -> int:
+    """Of denoising one batch, by torch's counter, which counts what is dispatched."""
+    counter = FlopCounterMode(display=False)
+
+    @contextmanager
+    def counting(model: nn.Module, num_steps: int) -> Any:
+        with opened(model, num_steps) as session, counter:
+            yield session
+
+    pipeline.generate(batch, counting)
+    return counter.get_total_flops()
+
+
+def made_of(sample: Sample, prompt: str, steps: int, batch: int, peak: int | None,
+            flops: int | None) -> Made:
+    """batch: videos together, which share what is counted for all of them."""
+    (run,) = sample.runs
+    session = run.context
+    computed = tuple(range(steps)) if session is None else session.trace.of_video(run.row).computed_steps
+    return Made(
+        prompt, sample.video, sample.seconds, steps, tuple(computed), tuple(getattr(session, "partly", ())),
+        0 if session is None else session.cache_bytes / batch, peak, flops and flops / batch)

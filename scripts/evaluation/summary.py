@@ -1,0 +1,104 @@
+"""From records to results.json: means with 95 % intervals, and differences video by video."""
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from evaluation.metrics import columns, interval
+from evaluation.plan import Plan
+
+VBENCH = "vbench.json"  # of scripts/vbench_scores.py: {method: {dimension: score}}
+NO_VBENCH = "VBench: not scored; scripts/vbench_scores.py does, where vbench is installed"
+PAIRED = ("psnr", "ssim", "adherence", "motion", "speedup")
+
+Record = Mapping[str, Any]
+
+
+def summarise(plan: Plan, records: Sequence[Record], folder: Path, device: torch.device) -> dict[str, Any]:
+    """What results.json holds."""
+    vbench = read_vbench(folder)
+    shown = columns(plan.metrics, plan.prompts, device)
+    shown["vbench"] = {"label": "VBench", **({"digits": 4} if vbench else {"missing": NO_VBENCH})}
+    groups = {}
+    for name, pattern in plan.options.groups.items():
+        own = [record for record in records if re.search(pattern, record["prompt"])]
+        prompts = [prompt for prompt in plan.prompts if re.search(pattern, prompt)]
+        groups[name] = {"prompts": prompts, "methods": method_rows(plan, own, {})}
+    return {"config": plan.path, "num_steps": plan.steps, "prompts": plan.prompts, "seeds": plan.seeds,
+            "metrics": shown, "methods": method_rows(plan, records, vbench), "groups": groups,
+            "videos": [{k: v for k, v in r.items() if k not in ("settings", "asked")} for r in records]}
+
+
+def method_rows(plan: Plan, records: Sequence[Record], vbench: Mapping[str, Any]) -> dict[str, Any]:
+    """What the records tell of each method."""
+    of_methods = {name: [r for r in records if r["method"] == name] for name in plan.methods}
+    methods = {}
+    for name, method in plan.methods.items():
+        own = of_methods[name]
+        row = {"family": method.family, "num_steps": method.steps, "videos": len(own), **means(own)}
+        if scores := vbench.get(method.slug):
+            row["mean"]["vbench"], row["vbench"] = float(np.mean(list(scores.values()))), scores
+        if method.published:
+            row["published"] = dict(method.published)
+        if own and method.against in of_methods:
+            row["against"] = {"method": method.against, **differences(own, of_methods[method.against])}
+        methods[name] = row
+    return methods
+
+
+def means(records: Sequence[Record]) -> dict[str, Any]:
+    """Of every metric the mean, its interval and the spread, over the videos that have it."""
+    found: dict[str, Any] = {"mean": {}, "interval": {}, "least": {}, "most": {}}
+    for name in dict.fromkeys(name for record in records for name in record["metrics"]):
+        values = of_metric(records, name)
+        found["mean"][name], found["interval"][name] = float(values.mean()), interval(values)
+        found["least"][name], found["most"][name] = float(values.min()), float(values.max())
+    quality = of_metric(records, "psnr")
+    if len(quality):
+        found["psnr_tenth"] = float(np.quantile(quality, 0.1))
+        found["psnr_pooled"] = float(-10 * np.log10((10 ** (-quality / 10)).mean()))
+    return found
+
+
+def differences(records: Sequence[Record], others: Sequence[Record]) -> dict[str, Any]:
+    """Video by video to another method's: mean, interval, least and most of each metric that both have.
+
+    steps_follow: correlation of the computed steps with the other's PSNR; below 0 more are computed where the
+    other is worse.
+    """
+    by_video = {key_of(record): record for record in others}
+    pairs = [(r["metrics"], by_video[key_of(r)]["metrics"]) for r in records if key_of(r) in by_video]
+    found: dict[str, Any] = {"videos": len(pairs)}
+    for name in PAIRED:
+        gains = np.array([a[name] - b[name] for a, b in pairs if name in a and name in b])
+        if len(gains):
+            found[name] = {"mean": float(gains.mean()), "interval": interval(gains),
+                           "least": float(gains.min()), "most": float(gains.max())}
+    both = [(a["computed"], b["psnr"]) for a, b in pairs if "computed" in a and "psnr" in b]
+    if both and all(np.std(both, axis=0)):
+        found["steps_follow"] = float(np.corrcoef(np.transpose(both))[0, 1])
+    return found
+
+
+def of_metric(records: Sequence[Record], name: str) -> np.ndarray:
+    return np.array([r["metrics"][name] for r in records if name in r["metrics"]], float)
+
+
+def key_of(record: Record) -> tuple[str, int, int]:
+    return record["prompt"], record["prompt_index"], record["seed"]
+
+
+def read_vbench(folder: Path) -> dict[str, Any]:
+    file = folder / VBENCH
+    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+
+
+def unfinished(plan: Plan, records: Sequence[Record]) -> int:
+    """Videos that are still to be made."""
+    return len(plan.methods) * len(plan.requests) - len(records)

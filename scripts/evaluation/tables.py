@@ -1,0 +1,103 @@
+"""results.json as a table: Markdown, CSV, and for the terminal."""
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+Results = Mapping[str, Any]
+
+
+def shown_metrics(results: Results) -> dict[str, Mapping[str, Any]]:
+    """Those with numbers."""
+    return {name: how for name, how in results["metrics"].items() if "missing" not in how}
+
+
+def missing_sentences(results: Results) -> list[str]:
+    return [how["missing"] for how in results["metrics"].values() if "missing" in how]
+
+
+def cell(row: Mapping[str, Any], name: str, digits: int) -> str:
+    """`42.5 ± 0.9 [41.0]`, the last a paper's; empty where the method has no such number."""
+    parts = []
+    if name in row["mean"]:
+        spread = row["interval"].get(name, 0)
+        parts.append(f"{row['mean'][name]:.{digits}f}")
+        parts += [f"± {spread:.{digits}f}"] if round(spread, digits) > 0 else []
+    if name in row.get("published", {}):
+        parts.append(f"[{row['published'][name]:.{digits}f}]")
+    return " ".join(parts)
+
+
+def gain_cell(row: Mapping[str, Any]) -> str:
+    """Difference of the PSNR, video by video: `+4.1 ± 0.6 over uniform reuse, 2.5x`."""
+    gain = row.get("against", {}).get("psnr")
+    return "" if gain is None else \
+        f"{gain['mean']:+.1f} ± {gain['interval']:.1f} over {row['against']['method']}"
+
+
+def rows(results: Results, methods: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """Heads and cells.  methods: of the results, or of one of their groups."""
+    metrics = shown_metrics(results)
+    heads = ["method", *(how["label"] for how in metrics.values())]
+    cells = [[name, *(cell(row, m, how["digits"]) for m, how in metrics.items())]
+             for name, row in methods.items()]
+    if any("against" in row for row in methods.values()):
+        heads.append("PSNR, video by video")
+        gains = map(gain_cell, methods.values())
+        cells = [[*line, gain] for line, gain in zip(cells, gains, strict=True)]
+    return heads, cells
+
+
+def tables(results: Results) -> list[tuple[str, Mapping[str, Any]]]:
+    """Caption and methods: of all videos, then of each group."""
+    groups = [(group_caption(name, group), group["methods"]) for name, group in results["groups"].items()]
+    return [(caption(results), results["methods"]), *groups]
+
+
+def markdown(results: Results) -> str:
+    parts = []
+    for text, methods in tables(results):
+        heads, cells = rows(results, methods)
+        escaped = [[cell.replace("|", "\\|") for cell in line] for line in (heads, *cells)]
+        lines = ["| " + " | ".join(line) + " |" for line in escaped]
+        lines.insert(1, "|---" * len(heads) + "|")
+        parts += [text, "", *lines, ""]
+    return "\n".join([*parts, *(f"{text}\n" for text in missing_sentences(results))])
+
+
+def group_caption(name: str, group: Mapping[str, Any]) -> str:
+    return f"{name}: {len(group['prompts'])} of these prompts."
+
+
+def caption(results: Results) -> str:
+    videos = len(results["prompts"]) * len(results["seeds"])
+    published = any("published" in row for row in results["methods"].values())
+    return (f"`{results['config']}`: {len(results['prompts'])} prompts, {len(results['seeds'])} seeds, "
+            f"{videos} videos a method, {results['num_steps']} steps; mean ± 95 % interval"
+            + ("; in brackets what was published" if published else "") + ".")
+
+
+def write_csv(results: Results, path: Path) -> None:
+    """One line per method: mean and interval of each metric, in full."""
+    metrics = list(shown_metrics(results))
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["method", "family", "videos",
+                         *(f"{m}{suffix}" for m in metrics for suffix in ("", "_interval", "_published"))])
+        for name, row in results["methods"].items():
+            numbers = (part.get(m, "") for m in metrics
+                       for part in (row["mean"], row["interval"], row.get("published", {})))
+            writer.writerow([name, row["family"], row["videos"], *numbers])
+
+
+def terminal(results: Results) -> Iterator[Table]:
+    for text, methods in tables(results):
+        heads, cells = rows(results, methods)
+        shown = Table(*heads, title=text.replace("`", ""))
+        for line in cells:
+            shown.add_row(*line)
+        yield shown
