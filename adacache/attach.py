@@ -67,7 +67,8 @@ def free_slots(model: nn.Module) -> dict[str, nn.Module]:
     """The same.  Raises RuntimeError where they are filled."""
     slots = cache_slots(model)
     if any(module.residual_cache is not None for module in slots.values()):
-        raise RuntimeError("the model is inside a `with adaptive_cache(...)` already; allowed: one at a time")
+        raise RuntimeError("the model is inside a `with adaptive_cache(...)`, or another cache's, already; "
+                           "allowed: one at a time")
     return slots
 
 

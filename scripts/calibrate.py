@@ -1,5 +1,7 @@
 """Settings for a speed or a quality: `python scripts/calibrate.py CONFIG --target-speedup 2.5 [--out FILE]`.
 
+Several targets share the recordings; each has a file of its own, its name in the place of {} in FILE.
+
 Records prompts with every step computed, finds by simulation the best fixed schedule, the best to which a
 guard adds steps where a video needs them, and the best guard alone (see adacache.calibrate), tries them on
 other prompts with the model, and writes the best as a profile.
@@ -26,10 +28,10 @@ from typing import Any
 import numpy as np
 import torch
 from cache_choice import open_cache
+from evaluation.metrics import interval, psnr
 from exit_status import exit_status
 from prompt_flags import add_prompt_flags
 from recorded_prompts import Batches, RecordedPrompts, as_options, in_batches, open_pipeline
-from reuse_quality import interval, psnr
 
 from adacache import AdaCacheConfig, FixedSchedule, Signature
 from adacache.calibrate import best_steps, guard_for
@@ -147,42 +149,75 @@ def calibrate(args: argparse.Namespace) -> int:
                         probes)
     other = in_batches(replace(config, seed=config.seed + 1), held_out_prompts(args.verify, VERIFIED_SEED),
                        args.batch)
-    for choices in choices_to_try(args, known):
-        found = [tried(pipeline, other, *choice) for choice in choices]
+    return max([meet(target, known, pipeline, other, args) for target in targets(args)])
+
+
+@dataclass(frozen=True)
+class Target:
+    """value: of the denoising's speed-up, or of the mean PSNR in dB."""
+
+    value: float
+    of_speed: bool
+
+    def met_by(self, found: Found) -> bool:
+        return (found.speed_up if self.of_speed else found.psnr.mean()) >= self.value
+
+    def choices(self, known: Calibration) -> Iterator[Choices]:
+        """For a speed with fewer and fewer computed steps, for a quality with more and more."""
+        if self.of_speed:
+            most = known.count_for(self.value)
+            yield from (known.choices(count) for count in range(most, max(1, most - TRIES), -1))
+            return
+        every = (known.choices(count) for count in range(2, known.num_steps))
+        enough = dropwhile(lambda choices: max(foretold for _, foretold in choices) < self.value, every)
+        yield from islice(enough, TRIES)
+
+
+def targets(args: argparse.Namespace) -> list[Target]:
+    return [*(Target(value, True) for value in args.target_speedup or ()),
+            *(Target(value, False) for value in args.target_psnr or ())]
+
+
+def meet(target: Target, known: Calibration, pipeline: Pipeline, batches: Batches,
+         args: argparse.Namespace) -> int:
+    """Write the best settings that meet the target.  Returns: 1 where none that were tried do."""
+    for choices in target.choices(known):
+        found = [tried(pipeline, batches, *choice) for choice in choices]
         for each in found:
-            print(each)
-        if meeting := [each for each in found if meets(each, args)]:
+            print(each, flush=True)
+        if meeting := [each for each in found if target.met_by(each)]:
             best = max(meeting, key=lambda each: each.psnr.mean())
-            args.out.write_text(json.dumps(profile(best, args), indent=2) + "\n")
-            print(f"{args.out}: {best}")
+            out = Path(str(args.out).replace("{}", f"{target.value:g}"))
+            out.write_text(json.dumps(profile(best, args), indent=2) + "\n")
+            print(f"{out}: {best}", flush=True)
             return 0
-    print("no settings that were tried meet the target; nothing written")
+    print(f"no settings that were tried meet the target of {target.value:g}; nothing written", flush=True)
     return 1
 
 
-def meets(found: Found, args: argparse.Namespace) -> bool:
-    if args.target_psnr is None:
-        return found.speed_up >= args.target_speedup
-    return found.psnr.mean() >= args.target_psnr
-
-
-def choices_to_try(args: argparse.Namespace, known: Calibration) -> Iterator[Choices]:
-    """For a speed with fewer and fewer computed steps, for a quality with more and more."""
-    if args.target_psnr is None:
-        most = known.count_for(args.target_speedup)
-        yield from (known.choices(count) for count in range(most, max(1, most - TRIES), -1))
-        return
-    every = (known.choices(count) for count in range(2, known.num_steps))
-    enough = dropwhile(lambda choices: max(foretold for _, foretold in choices) < args.target_psnr, every)
-    yield from islice(enough, TRIES)
+def check(args: argparse.Namespace) -> None:
+    """Raise ValueError for what needs no model to be refused."""
+    if args.prompts < 2 or args.verify < 2:
+        raise ValueError(f"prompts={args.prompts}, verify={args.verify}; allowed: 2 or more of each")
+    if args.prompt_seed == VERIFIED_SEED:
+        raise ValueError(f"prompt_seed={args.prompt_seed}; allowed: any but {VERIFIED_SEED}, on whose "
+                         "prompts the settings are tried")
+    for value in args.target_speedup or ():
+        if not 1 < value < math.inf:
+            raise ValueError(f"target_speedup={value:g}; allowed: a number above 1")
+    if not args.out.parent.is_dir():
+        raise ValueError(f"out={str(args.out)!r}; allowed: a file in a folder that is there")
+    if len(targets(args)) > 1 and "{}" not in args.out.name:
+        raise ValueError(f"out={str(args.out)!r} for several targets; allowed: a name with {{}} in it")
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("config")
     target = parser.add_mutually_exclusive_group(required=True)
-    target.add_argument("--target-speedup", type=float, metavar="X", help="of denoising")
-    target.add_argument("--target-psnr", type=float, metavar="DB", help="mean against uncached videos")
+    target.add_argument("--target-speedup", type=float, nargs="+", metavar="X", help="of denoising")
+    target.add_argument("--target-psnr", type=float, nargs="+", metavar="DB",
+                        help="mean against uncached videos")
     parser.add_argument("--out", type=Path, default=Path("profile.json"), metavar="FILE")
     add_prompt_flags(parser, prompts=32, prompt_seed=1)
     parser.add_argument("--verify", type=int, default=16, metavar="N",
@@ -191,15 +226,7 @@ def main() -> int:
     logging.getLogger("adacache").setLevel(logging.ERROR)
 
     def run() -> int:
-        if args.prompts < 2 or args.verify < 2:
-            raise ValueError(f"prompts={args.prompts}, verify={args.verify}; allowed: 2 or more of each")
-        if args.prompt_seed == VERIFIED_SEED:
-            raise ValueError(f"prompt_seed={args.prompt_seed}; allowed: any but {VERIFIED_SEED}, on whose "
-                             "prompts the settings are tried")
-        if args.target_psnr is None and not 1 < args.target_speedup < math.inf:
-            raise ValueError(f"target_speedup={args.target_speedup:g}; allowed: a number above 1")
-        if not args.out.parent.is_dir():
-            raise ValueError(f"out={str(args.out)!r}; allowed: a file in a folder that is there")
+        check(args)
         with torch.no_grad():
             return calibrate(args)
 

@@ -19,6 +19,7 @@ from opensora.utils.inference_config import InferenceConfig
 from opensora.utils.sample_request import SampleRequest, plan_samples
 
 TRIED = 10  # steps at which the growth of errors is measured, denser where they are early
+GROWN = 8   # videos on which it is measured
 RANGE = 2   # of the values of a video, -1 to 1
 
 Batches = list[list[SampleRequest]]
@@ -54,10 +55,12 @@ class RecordedPrompts:
 
     @classmethod
     def of(cls, pipeline: Pipeline, batches: Batches, probes: AdaCacheConfig) -> RecordedPrompts:
-        """The growth is measured on the first batch."""
-        first, truth = record(pipeline, batches[0], probes)
-        growth = measured_growth(pipeline, batches[0], first, truth)
-        return cls(Recording.joined([first, *(record(pipeline, b, probes)[0] for b in batches[1:])]), growth)
+        """The growth is measured on the first batches, those that hold GROWN videos."""
+        few = -(-GROWN // len(batches[0]))
+        first, truths = zip(*(record(pipeline, batch, probes) for batch in batches[:few]), strict=True)
+        growth = measured_growth(pipeline, batches[:few], Recording.joined(first), torch.cat(truths))
+        others = (record(pipeline, batch, probes)[0] for batch in batches[few:])
+        return cls(Recording.joined([*first, *others]), growth)
 
     def foretold(self, settings: AdaCacheConfig) -> float:
         """PSNR in dB, mean over the videos."""
@@ -72,14 +75,14 @@ def record(pipeline: Pipeline, requests: Sequence[SampleRequest],
     return samples[0].runs[0].context.recording(), torch.stack([made.video for made in samples])
 
 
-def measured_growth(pipeline: Pipeline, requests: Sequence[SampleRequest], recording: Recording,
-                    truth: Tensor) -> Tensor:
+def measured_growth(pipeline: Pipeline, batches: Batches, recording: Recording, truth: Tensor) -> Tensor:
     steps, final = recording.num_steps, {}
     tried = {max(1, round((steps - 1) * (i / TRIED) ** 2)) for i in range(1, TRIED + 1)}
     for step in sorted(tried):
         kept = FixedSchedule(tuple(s for s in range(steps) if s != step), steps)
         cache = AdaCacheConfig(schedule=kept, forecast=0)
-        videos = torch.stack([made.video for made in pipeline.generate(requests, partial(open_cache, cache))])
+        videos = torch.stack([made.video for batch in batches
+                              for made in pipeline.generate(batch, partial(open_cache, cache))])
         final[step] = (videos - truth).square().flatten(1).mean(dim=1)
     return growth_of_errors(recording, final)
 

@@ -106,43 +106,6 @@ def test_adherence_is_held_against_rendered_clips_through_the_autoencoder(script
     assert read_image(sheet).shape[1] == 2 * (6 * 128 + 8)
 
 
-def test_methods_are_compared_prompt_by_prompt(script, tmp_path, monkeypatch):
-    config, out = tmp_path / "methods.py", tmp_path / "methods.json"
-    base = SCRIPTS.parent / "configs/shapes/sample.py"
-    config.write_text(f"""_base_ = {str(base)!r}
-methods = dict(
-    all=dict(steps=6),
-    few=dict(steps=3),
-    cached=dict(adacache=dict(codebook=[(9.0, 2)], probes=["temporal_blocks.2.attn"]), against="few"),
-    again=dict(adacache=dict(), replay="cached", against="cached"))
-""")
-    monkeypatch.setattr(sys, "argv", ["reuse_quality.py", str(config), "--prompts", "2", "--json", str(out),
-                                      "--cfg-options", "scheduler.num_sampling_steps=6"])
-    assert script("reuse_quality").main() == 0
-    found = json.loads(out.read_text())["methods"]
-    assert found["all"]["psnr"] > 80 and found["all"]["computed"] == 6
-    assert found["few"]["computed"] == 3 and "gain" not in found["few"]
-    assert found["cached"]["computed"] == 5  # 0, 1, 3, 4, 5
-    assert found["cached"]["gain"] == pytest.approx(found["cached"]["psnr"] - found["few"]["psnr"])
-    assert (found["again"]["computed"], found["again"]["gain"]) == (5, 0)
-    config.write_text(config.read_text().replace('against="few"', 'against="none"'))
-    assert script("reuse_quality").main() == 2
-
-
-def test_intervals_and_gains_by_hand(script):
-    quality = script("reuse_quality")
-    methods = {"a": quality.Method(30, None, None), "b": quality.Method(30, None, "a")}
-    found = quality.summary({"a": [(20.0, 30), (30.0, 30)], "b": [(22.0, 8), (31.0, 12)]}, methods)["b"]
-    assert (found["computed"], found["computed_least"], found["computed_most"]) == (10, 8, 12)
-    assert (found["psnr"], found["psnr_worst"]) == (26.5, 22)
-    assert found["psnr_tenth"] == pytest.approx(22.9)
-    assert found["psnr_pooled"] == pytest.approx(-10 * np.log10((10**-2.2 + 10**-3.1) / 2))
-    assert found["steps_follow"] == pytest.approx(1)  # more steps where "a" is better
-    # gains 2 and 1: sd .707, over the root of two prompts, times 1.96
-    assert (found["gain"], found["gain_worst"], found["gain_best"]) == (1.5, 1.0, 2.0)
-    assert found["gain_interval"] == pytest.approx(1.96 * 0.5, rel=1e-3)
-
-
 def test_words_that_an_encoder_confuses_are_set_apart(script, tiny, tmp_path, monkeypatch, capsys):
     words = ["left", "right", "up", "down"]
     shipped, out = SCRIPTS.parent / "opensora/assets/shapes/text_encoder", tmp_path / "out"
@@ -215,7 +178,7 @@ def test_a_calibrated_profile_meets_its_target_and_refuses_other_runs(script, tm
         return script("calibrate").main()
 
     assert calibrate("--target-psnr", "99") == 1 and not out.exists()
-    assert "no settings that were tried meet the target" in capsys.readouterr().out
+    assert "no settings that were tried meet the target of 99; nothing" in capsys.readouterr().out
     assert calibrate("--target-psnr", "20") == 0
     written = json.loads(out.read_text())
     assert written["measured"]["psnr"] >= 20 and written["measured"]["computed_steps"] < 6
@@ -226,6 +189,8 @@ def test_a_calibrated_profile_meets_its_target_and_refuses_other_runs(script, tm
     assert calibrate("--target-speedup", "1.0") == 2
     assert calibrate("--target-psnr", "20", "--prompt-seed", "2") == 2
     assert "prompt_seed=2; allowed: any but 2" in capsys.readouterr().err
+    assert calibrate("--target-psnr", "20", "30") == 2
+    assert "for several targets; allowed: a name with {} in it" in capsys.readouterr().err
 
     def generate(folder: str, *options: str) -> int:
         monkeypatch.setattr(sys, "argv", [
@@ -251,8 +216,8 @@ def test_computed_steps_for_a_speed_and_a_guarded_profile_by_hand(script, tmp_pa
     settings = AdaCacheConfig(probes=["a.attn"], codebook="fast", forecast=2, guard=0.21)
     found = calibrate.Found(settings, 40.0, np.array([39.0, 41.0]), np.array([11, 12]), 2.5,
                             Signature("m", 30, (4, 5, 6, 7)))
-    args = SimpleNamespace(config="c.py", prompts=8, prompt_seed=1, target_psnr=None, target_speedup=2.5)
-    assert calibrate.meets(found, args)
+    args = SimpleNamespace(config="c.py", prompts=8, prompt_seed=1)
+    assert calibrate.Target(2.5, True).met_by(found) and not calibrate.Target(40.1, False).met_by(found)
     written = calibrate.profile(found, args)
     assert written["measured"]["computed_steps"] == 11.5 and written["measured"]["psnr"] == 40.0
     (tmp_path / "p.json").write_text(json.dumps(written))

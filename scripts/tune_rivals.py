@@ -1,0 +1,286 @@
+"""Settings of rival caches for a speed: `[torchrun ...] scripts/tune_rivals.py CONFIG --target-speedup X`.
+
+Every rival is tuned as its paper does it, on held-out prompts of the embedded model, one video at a time:
+TeaCache's polynomial is fitted to uncached runs, and its threshold, and that of the first block cache, is the
+smallest with which denoising is as much faster as asked for; the schedule that is placed offline has the most
+steps that are fast enough; of the others a small grid is tried, with the published settings in it, and the
+best PSNR wins among those that are fast enough.  PSNR is that of the decoded video against the uncached one.
+Writes FOLDER/NAME_1.5x.json for every target; where nothing is fast enough, the fastest, and it says so.
+"""
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import math
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from cache_choice import open_cache
+from evaluation.metrics import interval, psnr
+from exit_status import exit_status
+from mmengine.config import DictAction
+from recorded_prompts import RecordedPrompts, as_options, in_batches, open_pipeline
+from rivals import PAB, RIVALS, DeltaDiT, FirstBlockCache, Rival, TeaCache, TGate, open_rival, rival_values
+from rivals.offline_schedule import offline_schedule
+from rivals.teacache_fit import fitted, recorded_changes
+from torch import nn
+
+from adacache import AdaCacheConfig
+from adacache.config import one_of
+from adacache.recording import Recording
+from opensora.datasets.shapes import held_out_prompts
+from opensora.parallel import process_group, rank, world_size
+from opensora.pipeline import Pipeline
+from opensora.utils.sample_request import SampleRequest
+from opensora.utils.stopwatch import Stopwatch
+
+REPORTED_SEED = 0            # of the prompts on which methods are compared
+LEAST, DOUBLINGS = 0.01, 10  # thresholds from 0.01 to 10.24
+PRECISION = 1.05             # of a threshold: a smaller one by this factor is not fast enough
+OFFLINE = "offline_schedule"  # AdaCache's own slots with given steps and plain reuse
+NAMES = (*RIVALS, OFFLINE)
+
+Settings = Rival | AdaCacheConfig
+
+
+def opened(settings: Settings, model: nn.Module, num_steps: int) -> AbstractContextManager[Any]:
+    if isinstance(settings, AdaCacheConfig):
+        return open_cache(settings, model, num_steps)
+    return open_rival(settings, model, num_steps)
+
+
+def values_of(settings: Settings) -> dict[str, Any]:
+    """As an evaluation's `adacache` or `rival` takes them."""
+    return as_options(settings) if isinstance(settings, AdaCacheConfig) else rival_values(settings)
+
+
+@dataclass(frozen=True)
+class Tried:
+    """Settings, and what they do.  psnr, computed: of each prompt.  speed_up: of denoising, median."""
+
+    settings: Settings
+    psnr: np.ndarray
+    computed: np.ndarray
+    speed_up: float
+
+    def __str__(self) -> str:
+        values = {k: v for k, v in values_of(self.settings).items() if k != "coefficients"}
+        return (f"{values}: {self.psnr.mean():.1f} ± {interval(self.psnr):.1f} dB, "
+                f"{self.speed_up:.2f} times as fast, {self.computed.mean():.1f} computed")
+
+
+class Bench:
+    """Prompts on which settings are tried, each a video by itself; every process has its own of them.
+
+    truth: their uncached videos, made once.  coefficients: TeaCache's, fitted to the same runs.
+    """
+
+    def __init__(self, pipeline: Pipeline, requests: Sequence[SampleRequest], probes: AdaCacheConfig) -> None:
+        self.pipeline, self.requests = pipeline, requests[rank() :: world_size()]
+        self.probes = probes
+        self.truth: list[np.ndarray] = []
+        self.known: dict[Settings, Tried] = {}
+        pairs = []
+        for request in self.requests:
+            made, = pipeline.generate([request], lambda model, steps: recorded_changes(model))
+            self.truth.append(made.video.clamp(-1, 1).numpy())
+            pairs += made.runs[0].context.pairs
+        self.coefficients = fitted(of_all_processes(pairs))
+
+    @cached_property
+    def recorded(self) -> RecordedPrompts:
+        """The same prompts, with what a schedule is placed by."""
+        own = RecordedPrompts.of(self.pipeline, [[request] for request in self.requests], self.probes)
+        parts = of_all_processes([own])
+        growth = torch.stack([part.growth for part in parts]).log().mean(dim=0).exp()
+        return RecordedPrompts(Recording.joined([part.recording for part in parts]), growth)
+
+    def tried(self, settings: Settings) -> Tried:
+        if settings not in self.known:
+            own = [self._tried_on(*pair, settings) for pair in zip(self.requests, self.truth, strict=True)]
+            quality, computed, ratios = map(np.array, zip(*of_all_processes(own), strict=True))
+            self.known[settings] = Tried(settings, quality, computed, float(np.median(ratios)))
+            say(str(self.known[settings]))
+        return self.known[settings]
+
+    def _tried_on(self, request: SampleRequest, truth: np.ndarray,
+                  settings: Settings) -> tuple[float, int, float]:
+        """PSNR, computed steps, speed-up against an uncached run right before."""
+        uncached = self._uncached_seconds(request)
+        made, = self.pipeline.generate([request], lambda model, steps: opened(settings, model, steps))
+        computed = made.runs[0].context.trace[0].computed_steps
+        return (psnr(truth, made.video.clamp(-1, 1).numpy()), len(computed),
+                uncached / made.seconds["denoise"])
+
+    def _uncached_seconds(self, request: SampleRequest) -> float:
+        """As `Pipeline.generate` takes the time, without decoding what is known."""
+        pipeline, watch = self.pipeline, Stopwatch(self.pipeline.device)
+        captions, z = pipeline.encode_texts([request])[0], pipeline.noise([request], clip=0)
+        with watch("denoise"):
+            pipeline.denoise(z, captions, None, [request], 0, lambda model, steps: nullcontext(),
+                             lambda step, steps, context: None)
+        return watch.seconds["denoise"]
+
+
+def of_all_processes(own: list[Any]) -> list[Any]:
+    """The lists of all processes as one, the same everywhere."""
+    if world_size() == 1:
+        return own
+    lists: list[Any] = [None] * world_size()
+    dist.all_gather_object(lists, own)
+    return [item for each in lists for item in each]
+
+
+def say(line: str) -> None:
+    if rank() == 0:
+        print(line, flush=True)
+
+
+def least_threshold(bench: Bench, with_threshold: Callable[[float], Rival], target: float) -> Tried:
+    """The smallest threshold that is fast enough, to PRECISION; the fastest of all where none is."""
+    tried = []
+    for high in (LEAST * 2**k for k in range(DOUBLINGS + 1)):
+        tried.append(bench.tried(with_threshold(high)))
+        if tried[-1].speed_up >= target:
+            break
+    else:
+        return max(tried, key=lambda each: each.speed_up)
+    low, best = high / 2, tried[-1]
+    while high / low > PRECISION:
+        middle = float(f"{math.sqrt(low * high):.3g}")
+        found = bench.tried(with_threshold(middle))
+        if found.speed_up >= target:
+            high, best = middle, found
+        else:
+            low = middle
+    return best
+
+
+def best_of(bench: Bench, grid: Sequence[Rival], target: float) -> Tried:
+    """The best PSNR among those that are fast enough; the fastest of all where none is."""
+    tried = [bench.tried(settings) for settings in grid]
+    if fast := [each for each in tried if each.speed_up >= target]:
+        return max(fast, key=lambda each: each.psnr.mean())
+    return max(tried, key=lambda each: each.speed_up)
+
+
+def most_steps(bench: Bench, target: float) -> Tried:
+    """The offline schedule with the most computed steps that is fast enough; the fastest where none is."""
+    most, recorded = math.ceil(bench.pipeline.scheduler.num_sampling_steps / target), bench.recorded
+    for count in range(max(2, most), 1, -1):
+        schedule = offline_schedule(recorded.recording, count, recorded.growth)
+        found = bench.tried(AdaCacheConfig(probes=bench.probes.probes, schedule=schedule, forecast=0))
+        if found.speed_up >= target:
+            break
+    return found
+
+
+def pab_grid() -> list[PAB]:
+    """The published ranges, in the published window and in wider ones."""
+    ranges, windows = ((2, 4, 6), (3, 5, 7), (5, 7, 9)), ((450, 930), (100, 930), (0, 1001))
+    return [PAB(spatial=spatial, temporal=temporal, cross=cross, window=window)
+            for (spatial, temporal, cross), window in product(ranges, windows)]
+
+
+def tgate_grid(num_steps: int) -> list[TGate]:
+    """Gates at 60 % of the steps, as published for PixArt-alpha, and at 40 %, as PAB's authors compare."""
+    gates = sorted({max(1, round(share * num_steps)) for share in (0.6, 0.4, 0.25)})
+    intervals = ((2, 1), (3, 1), (5, 1), (5, 3))
+    return [TGate(gate=gate, sp_interval=before, fi_interval=after)
+            for gate, (before, after) in product(gates, intervals)]
+
+
+def delta_dit_grid(num_steps: int, blocks: int) -> list[DeltaDiT]:
+    """blocks: of the model."""
+    gates = sorted({round(share * num_steps) for share in (1 / 3, 2 / 3)})
+    return [DeltaDiT(gate=gate, blocks=count, interval=interval)
+            for gate, interval, count in product(gates, (2, 3, 5), sorted({blocks // 2, blocks - 1}))]
+
+
+def tuned(name: str, bench: Bench, target: float) -> Tried:
+    model, steps = bench.pipeline.model, bench.pipeline.scheduler.num_sampling_steps
+    if name == TeaCache.name:
+        return least_threshold(
+            bench, lambda value: TeaCache(threshold=value, coefficients=bench.coefficients), target)
+    if name == FirstBlockCache.name:
+        return least_threshold(bench, lambda value: FirstBlockCache(threshold=value), target)
+    if name == OFFLINE:
+        return most_steps(bench, target)
+    grids = {PAB.name: pab_grid, TGate.name: lambda: tgate_grid(steps),
+             DeltaDiT.name: lambda: delta_dit_grid(steps, 2 * len(model.spatial_blocks))}
+    return best_of(bench, grids[name](), target)
+
+
+def record(best: Tried, target: float, args: argparse.Namespace) -> dict[str, Any]:
+    """What the file holds; `rivals.read_rival` reads its settings."""
+    measured = {"psnr": best.psnr.mean(), "psnr_interval": interval(best.psnr), "speed_up": best.speed_up,
+                "computed_steps": best.computed.mean()}
+    return {"settings": values_of(best.settings), "config": args.config, "target_speedup": target,
+            "reached": best.speed_up >= target,
+            "measured": {key: round(float(value), 3) for key, value in measured.items()},
+            "prompts": {"count": args.prompts, "seed": args.prompt_seed}}
+
+
+def tune(args: argparse.Namespace) -> None:
+    pipeline, probes = open_pipeline(args.config, args.cfg_options)
+    prompts = held_out_prompts(args.prompts, args.prompt_seed)
+    bench = Bench(pipeline, [request for request, in in_batches(pipeline.config, prompts, 1)], probes)
+    for name, target in product(args.rivals, args.target_speedup):
+        best = tuned(name, bench, target)
+        file = args.out / f"{name}_{target:g}x.json"
+        if rank() == 0:
+            args.out.mkdir(parents=True, exist_ok=True)
+            file.write_text(json.dumps(record(best, target, args), indent=2) + "\n", encoding="utf-8")
+        say(f"{file}{'' if best.speed_up >= target else ', not fast enough'}: {best}")
+
+
+def check(args: argparse.Namespace) -> None:
+    """Raises ValueError for what no model is needed to refuse."""
+    if args.prompts < 2:
+        raise ValueError(f"prompts={args.prompts}; allowed: 2 or more")
+    if args.prompt_seed == REPORTED_SEED:
+        raise ValueError(f"prompt_seed={args.prompt_seed}; allowed: any but {REPORTED_SEED}, on whose "
+                         "prompts methods are compared")
+    for target in args.target_speedup:
+        if not 1 < target < math.inf:
+            raise ValueError(f"target_speedup={target:g}; allowed: numbers above 1")
+    for name in args.rivals:
+        one_of("rivals", name, NAMES)
+    if args.out.exists() and not args.out.is_dir():
+        raise ValueError(f"out={str(args.out)!r}; allowed: a folder, or a new name for one")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("config")
+    parser.add_argument("--target-speedup", type=float, nargs="+", required=True, metavar="X",
+                        help="of denoising")
+    parser.add_argument("--rivals", nargs="+", default=list(NAMES), metavar="NAME",
+                        help=f"of {', '.join(NAMES)}; default: all")
+    parser.add_argument("--prompts", type=int, default=8, metavar="N")
+    parser.add_argument("--prompt-seed", type=int, default=1, metavar="N", help="any but 0")
+    parser.add_argument("--out", type=Path, required=True, metavar="FOLDER")
+    parser.add_argument("--cfg-options", nargs="+", action=DictAction, metavar="KEY=VALUE")
+    args = parser.parse_args()
+    logging.getLogger("adacache").setLevel(logging.ERROR)
+
+    def run() -> None:
+        check(args)
+        with process_group(), torch.no_grad():
+            tune(args)
+
+    return exit_status(run)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
