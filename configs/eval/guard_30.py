@@ -1,5 +1,6 @@
 """Schedules that every video finds for itself, against fixed ones of the same cost; 30 steps."""
 _base_ = "../shapes/sample.py"
+evaluation = dict(prompts=64, batch=8, metrics=["computed", "psnr", "ssim"], flops_videos=0)
 
 
 def adaptive(codebook="fast", **settings):
