@@ -4,6 +4,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -37,3 +38,12 @@ def training_device() -> torch.device:
     if torch.cuda.is_available():
         return torch.device("cuda", torch.cuda.current_device())
     return torch.device("cpu")
+
+
+def of_all_processes(own: list[Any]) -> list[Any]:
+    """The lists of all processes as one, the same everywhere.  Every process has to ask."""
+    if world_size() == 1:
+        return own
+    lists: list[Any] = [None] * world_size()
+    dist.all_gather_object(lists, own)
+    return [item for each in lists for item in each]

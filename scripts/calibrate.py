@@ -1,4 +1,4 @@
-"""Settings for a speed or a quality: `python scripts/calibrate.py CONFIG --target-speedup 2.5 [--out FILE]`.
+"""Settings for a speed or a quality: `[torchrun ...] scripts/calibrate.py CONFIG --target-speedup 2.5`.
 
 Several targets share the recordings; each has a file of its own, its name in the place of {} in FILE.
 
@@ -25,22 +25,23 @@ from itertools import dropwhile, islice
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from cache_choice import open_cache
-from evaluation.metrics import interval, psnr
 from exit_status import exit_status
 from prompt_flags import add_prompt_flags
-from recorded_prompts import Batches, RecordedPrompts, as_options, in_batches, open_pipeline
+from recorded_prompts import RecordedPrompts, as_options, in_batches, open_pipeline
+from trials import Outcome, Trials, say
 
-from adacache import AdaCacheConfig, FixedSchedule, Signature
+from adacache import AdaCacheConfig, FixedSchedule
 from adacache.calibrate import best_steps, guard_for
 from opensora.datasets.shapes import held_out_prompts
+from opensora.parallel import of_all_processes, process_group, rank
 from opensora.pipeline import Pipeline
 from opensora.utils.sample_request import SampleRequest
 
 VERIFIED_SEED = 2  # of the prompts on which settings are tried; those they are found on have another
 TRIES = 4          # numbers of computed steps
+ORDER = 2          # of the forecast
 FEWER = 3          # steps that a plan may leave to its guard
 
 
@@ -49,25 +50,17 @@ Choices = list[tuple[AdaCacheConfig, float]]  # settings, and the PSNR in dB tha
 
 @dataclass(frozen=True)
 class Found:
-    """Settings, and what they do to the prompts on which they were tried.
-
-    foretold: PSNR in dB by simulation.  psnr, computed: of each prompt.  speed_up: of denoising, median over
-    the batches.  signature: of the runs.
-    """
+    """Settings, and what they do to other prompts.  foretold: PSNR in dB by simulation."""
 
     settings: AdaCacheConfig
     foretold: float
-    psnr: np.ndarray
-    computed: np.ndarray
-    speed_up: float
-    signature: Signature
+    outcome: Outcome
 
     def __str__(self) -> str:
         kind = ("guard" if self.settings.schedule is None else
                 "fixed steps" if self.settings.guard is None else
                 f"{len(self.settings.schedule.steps)} fixed steps and a guard")
-        quality = f"{self.psnr.mean():.1f} ± {interval(self.psnr):.1f} dB (foretold {self.foretold:.1f})"
-        return f"{kind}, {self.computed.mean():.1f} computed: {quality}, {self.speed_up:.2f} times as fast"
+        return f"{kind}, {self.outcome} (foretold {self.foretold:.1f} dB)"
 
 
 class Calibration:
@@ -75,6 +68,7 @@ class Calibration:
 
     def __init__(self, prompts: RecordedPrompts, reused_cost: float, probes: AdaCacheConfig) -> None:
         self.prompts, self.reused_cost, self.probes = prompts, reused_cost, probes
+        self.schedules: dict[int, FixedSchedule] = {}  # by their computed steps
 
     @property
     def num_steps(self) -> int:
@@ -90,10 +84,16 @@ class Calibration:
             raise ValueError(f"target_speedup={speed_up:g}; allowed: above 1, to {most:.1f}")
         return min(count, steps - 1)
 
+    def best_steps(self, count: int) -> FixedSchedule:
+        if count not in self.schedules:
+            settings = replace(self.probes, forecast=ORDER)
+            self.schedules[count] = best_steps(self.prompts.recording, count, settings, self.prompts.growth)
+        return self.schedules[count]
+
     def choices(self, count: int) -> Choices:
         """Settings that compute so many steps, at most in the mean, and the PSNR that they are foretold."""
-        forecast, recording = replace(self.probes, codebook="fast", forecast=2), self.prompts.recording
-        planned = [replace(forecast, schedule=best_steps(recording, steps, forecast, self.prompts.growth))
+        forecast, recording = replace(self.probes, codebook="fast", forecast=ORDER), self.prompts.recording
+        planned = [replace(forecast, schedule=self.best_steps(steps))
                    for steps in range(count, max(1, count - FEWER - 1), -1)]
         guarded = []
         for settings in (*planned[1:], forecast):
@@ -114,42 +114,25 @@ def reused_cost(pipeline: Pipeline, requests: Sequence[SampleRequest]) -> float:
     return max(0.0, (seconds[1] - seconds[0] / steps) / (steps - 1) / (seconds[0] / steps))
 
 
-def tried(pipeline: Pipeline, batches: Batches, settings: AdaCacheConfig, foretold: float) -> Found:
-    """Cached and uncached runs in turn."""
-    quality, computed, ratios = [], [], []
-    for batch in batches:
-        plain = pipeline.generate(batch)
-        cached = pipeline.generate(batch, partial(open_cache, settings))
-        trace = cached[0].runs[0].context.trace
-        ratios.append(plain[0].seconds["denoise"] / cached[0].seconds["denoise"])
-        quality += [psnr(*(made.video.clamp(-1, 1).numpy() for made in pair))
-                    for pair in zip(plain, cached, strict=True)]
-        computed += [len(trace.of_video(i).computed_steps) for i in range(len(batch))]
-    return Found(settings, foretold, np.array(quality), np.array(computed), float(np.median(ratios)),
-                 trace.signature)
-
-
 def profile(found: Found, args: argparse.Namespace) -> dict[str, Any]:
-    settings, quality = found.settings, found.psnr
-    measured = {"psnr": quality.mean(), "psnr_interval": interval(quality),
-                "computed_steps": found.computed.mean(), "speed_up": found.speed_up}
+    settings = {**as_options(found.settings), "signature": found.outcome.signature.to_json()}
     return {
-        "settings": {**as_options(settings), "signature": found.signature.to_json()},
-        "config": args.config, "foretold_psnr": round(found.foretold, 2),
-        "measured": {name: round(float(value), 3) for name, value in measured.items()},
+        "settings": settings, "config": args.config, "foretold_psnr": round(found.foretold, 2),
+        "measured": found.outcome.to_json(),
         "prompts": {"found_on": args.prompts, "seed": args.prompt_seed,
-                    "measured_on": len(quality), "measured_seed": VERIFIED_SEED}}
+                    "measured_on": len(found.outcome.psnr), "measured_seed": VERIFIED_SEED}}
 
 
 def calibrate(args: argparse.Namespace) -> int:
     pipeline, probes = open_pipeline(args.config, args.cfg_options)
     config, prompts = pipeline.config, held_out_prompts(args.prompts, args.prompt_seed)
     batches = in_batches(config, prompts, args.batch)
-    known = Calibration(RecordedPrompts.of(pipeline, batches, probes), reused_cost(pipeline, batches[0]),
-                        probes)
+    cost = max(of_all_processes([reused_cost(pipeline, batches[0])]))  # the same decisions everywhere
+    known = Calibration(RecordedPrompts.of(pipeline, batches, probes), cost, probes)
     other = in_batches(replace(config, seed=config.seed + 1), held_out_prompts(args.verify, VERIFIED_SEED),
                        args.batch)
-    return max([meet(target, known, pipeline, other, args) for target in targets(args)])
+    trials = Trials(pipeline, other)
+    return max([meet(target, known, trials, args) for target in targets(args)])
 
 
 @dataclass(frozen=True)
@@ -160,7 +143,7 @@ class Target:
     of_speed: bool
 
     def met_by(self, found: Found) -> bool:
-        return (found.speed_up if self.of_speed else found.psnr.mean()) >= self.value
+        return (found.outcome.speed_up if self.of_speed else found.outcome.psnr.mean()) >= self.value
 
     def choices(self, known: Calibration) -> Iterator[Choices]:
         """For a speed with fewer and fewer computed steps, for a quality with more and more."""
@@ -178,20 +161,20 @@ def targets(args: argparse.Namespace) -> list[Target]:
             *(Target(value, False) for value in args.target_psnr or ())]
 
 
-def meet(target: Target, known: Calibration, pipeline: Pipeline, batches: Batches,
-         args: argparse.Namespace) -> int:
+def meet(target: Target, known: Calibration, trials: Trials, args: argparse.Namespace) -> int:
     """Write the best settings that meet the target.  Returns: 1 where none that were tried do."""
     for choices in target.choices(known):
-        found = [tried(pipeline, batches, *choice) for choice in choices]
+        found = [Found(*choice, trials.of(partial(open_cache, choice[0]))) for choice in choices]
         for each in found:
-            print(each, flush=True)
+            say(str(each))
         if meeting := [each for each in found if target.met_by(each)]:
-            best = max(meeting, key=lambda each: each.psnr.mean())
+            best = max(meeting, key=lambda each: each.outcome.psnr.mean())
             out = Path(str(args.out).replace("{}", f"{target.value:g}"))
-            out.write_text(json.dumps(profile(best, args), indent=2) + "\n")
-            print(f"{out}: {best}", flush=True)
+            if rank() == 0:
+                out.write_text(json.dumps(profile(best, args), indent=2) + "\n", encoding="utf-8")
+            say(f"{out}: {best}")
             return 0
-    print(f"no settings that were tried meet the target of {target.value:g}; nothing written", flush=True)
+    say(f"no settings that were tried meet the target of {target.value:g}; nothing written")
     return 1
 
 
@@ -227,7 +210,7 @@ def main() -> int:
 
     def run() -> int:
         check(args)
-        with torch.no_grad():
+        with process_group(), torch.no_grad():
             return calibrate(args)
 
     return exit_status(run)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from adacache import AdaCacheConfig, FixedSchedule
 from adacache.calibrate import growth_of_errors, simulate
 from adacache.recording import Recording, recorded
+from opensora.parallel import of_all_processes, rank, world_size
 from opensora.pipeline import Pipeline
 from opensora.utils.config import read_config
 from opensora.utils.inference_config import InferenceConfig
@@ -55,12 +56,17 @@ class RecordedPrompts:
 
     @classmethod
     def of(cls, pipeline: Pipeline, batches: Batches, probes: AdaCacheConfig) -> RecordedPrompts:
-        """The growth is measured on the first batches, those that hold GROWN videos."""
-        few = -(-GROWN // len(batches[0]))
-        first, truths = zip(*(record(pipeline, batch, probes) for batch in batches[:few]), strict=True)
-        growth = measured_growth(pipeline, batches[:few], Recording.joined(first), torch.cat(truths))
-        others = (record(pipeline, batch, probes)[0] for batch in batches[few:])
-        return cls(Recording.joined([*first, *others]), growth)
+        """Every process of a torchrun records its own batches.  The growth is measured on the first ones,
+        those that hold GROWN videos together."""
+        own, few = batches[rank() :: world_size()], -(-GROWN // (len(batches[0]) * world_size()))
+        if not own:
+            raise ValueError(f"{len(batches)} batches for {world_size()} processes; allowed: one each, or "
+                             "more")
+        first, truths = zip(*(record(pipeline, batch, probes) for batch in own[:few]), strict=True)
+        growth = measured_growth(pipeline, own[:few], Recording.joined(first), torch.cat(truths))
+        others = (record(pipeline, batch, probes)[0] for batch in own[few:])
+        recording = Recording.joined(of_all_processes([*first, *others]))
+        return cls(recording, torch.stack(of_all_processes([growth])).log().mean(dim=0).exp())
 
     def foretold(self, settings: AdaCacheConfig) -> float:
         """PSNR in dB, mean over the videos."""

@@ -15,18 +15,15 @@ import logging
 import math
 import sys
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import product
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-import torch.distributed as dist
 from cache_choice import open_cache
-from evaluation.metrics import interval, psnr
 from exit_status import exit_status
 from mmengine.config import DictAction
 from recorded_prompts import RecordedPrompts, as_options, in_batches, open_pipeline
@@ -34,15 +31,14 @@ from rivals import PAB, RIVALS, DeltaDiT, FirstBlockCache, Rival, TeaCache, TGat
 from rivals.offline_schedule import offline_schedule
 from rivals.teacache_fit import fitted, recorded_changes
 from torch import nn
+from trials import Outcome, Trials, say
 
 from adacache import AdaCacheConfig
 from adacache.config import one_of
-from adacache.recording import Recording
 from opensora.datasets.shapes import held_out_prompts
-from opensora.parallel import process_group, rank, world_size
+from opensora.parallel import of_all_processes, process_group, rank
 from opensora.pipeline import Pipeline
 from opensora.utils.sample_request import SampleRequest
-from opensora.utils.stopwatch import Stopwatch
 
 REPORTED_SEED = 0            # of the prompts on which methods are compared
 LEAST, DOUBLINGS = 0.01, 10  # thresholds from 0.01 to 10.24
@@ -66,84 +62,47 @@ def values_of(settings: Settings) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Tried:
-    """Settings, and what they do.  psnr, computed: of each prompt.  speed_up: of denoising, median."""
+    """Settings, and what they do."""
 
     settings: Settings
-    psnr: np.ndarray
-    computed: np.ndarray
-    speed_up: float
+    outcome: Outcome
+
+    @property
+    def speed_up(self) -> float:
+        return self.outcome.speed_up
 
     def __str__(self) -> str:
         values = {k: v for k, v in values_of(self.settings).items() if k != "coefficients"}
-        return (f"{values}: {self.psnr.mean():.1f} ± {interval(self.psnr):.1f} dB, "
-                f"{self.speed_up:.2f} times as fast, {self.computed.mean():.1f} computed")
+        return f"{values}, {self.outcome}"
 
 
 class Bench:
-    """Prompts on which settings are tried, each a video by itself; every process has its own of them.
+    """Prompts on which settings are tried, each a video by itself, and what is learnt from them before."""
 
-    truth: their uncached videos, made once.  coefficients: TeaCache's, fitted to the same runs.
-    """
-
-    def __init__(self, pipeline: Pipeline, requests: Sequence[SampleRequest], probes: AdaCacheConfig) -> None:
-        self.pipeline, self.requests = pipeline, requests[rank() :: world_size()]
-        self.probes = probes
-        self.truth: list[np.ndarray] = []
+    def __init__(self, pipeline: Pipeline, requests: Sequence[SampleRequest],
+                 probes: AdaCacheConfig) -> None:
+        self.pipeline, self.probes = pipeline, probes
+        self.batches = [[request] for request in requests]
+        self.trials = Trials(pipeline, self.batches)
         self.known: dict[Settings, Tried] = {}
-        pairs = []
-        for request in self.requests:
-            made, = pipeline.generate([request], lambda model, steps: recorded_changes(model))
-            self.truth.append(made.video.clamp(-1, 1).numpy())
-            pairs += made.runs[0].context.pairs
-        self.coefficients = fitted(of_all_processes(pairs))
+
+    @cached_property
+    def coefficients(self) -> tuple[float, ...]:
+        """TeaCache's."""
+        changes = [self.trials.denoised(batch, lambda model, steps: recorded_changes(model))[1]
+                   for batch in self.trials.own]
+        return fitted(of_all_processes([pair for each in changes for pair in each.pairs]))
 
     @cached_property
     def recorded(self) -> RecordedPrompts:
-        """The same prompts, with what a schedule is placed by."""
-        own = RecordedPrompts.of(self.pipeline, [[request] for request in self.requests], self.probes)
-        parts = of_all_processes([own])
-        growth = torch.stack([part.growth for part in parts]).log().mean(dim=0).exp()
-        return RecordedPrompts(Recording.joined([part.recording for part in parts]), growth)
+        """What a schedule is placed by."""
+        return RecordedPrompts.of(self.pipeline, self.batches, self.probes)
 
     def tried(self, settings: Settings) -> Tried:
         if settings not in self.known:
-            own = [self._tried_on(*pair, settings) for pair in zip(self.requests, self.truth, strict=True)]
-            quality, computed, ratios = map(np.array, zip(*of_all_processes(own), strict=True))
-            self.known[settings] = Tried(settings, quality, computed, float(np.median(ratios)))
+            self.known[settings] = Tried(settings, self.trials.of(partial(opened, settings)))
             say(str(self.known[settings]))
         return self.known[settings]
-
-    def _tried_on(self, request: SampleRequest, truth: np.ndarray,
-                  settings: Settings) -> tuple[float, int, float]:
-        """PSNR, computed steps, speed-up against an uncached run right before."""
-        uncached = self._uncached_seconds(request)
-        made, = self.pipeline.generate([request], lambda model, steps: opened(settings, model, steps))
-        computed = made.runs[0].context.trace[0].computed_steps
-        return (psnr(truth, made.video.clamp(-1, 1).numpy()), len(computed),
-                uncached / made.seconds["denoise"])
-
-    def _uncached_seconds(self, request: SampleRequest) -> float:
-        """As `Pipeline.generate` takes the time, without decoding what is known."""
-        pipeline, watch = self.pipeline, Stopwatch(self.pipeline.device)
-        captions, z = pipeline.encode_texts([request])[0], pipeline.noise([request], clip=0)
-        with watch("denoise"):
-            pipeline.denoise(z, captions, None, [request], 0, lambda model, steps: nullcontext(),
-                             lambda step, steps, context: None)
-        return watch.seconds["denoise"]
-
-
-def of_all_processes(own: list[Any]) -> list[Any]:
-    """The lists of all processes as one, the same everywhere."""
-    if world_size() == 1:
-        return own
-    lists: list[Any] = [None] * world_size()
-    dist.all_gather_object(lists, own)
-    return [item for each in lists for item in each]
-
-
-def say(line: str) -> None:
-    if rank() == 0:
-        print(line, flush=True)
 
 
 def least_threshold(bench: Bench, with_threshold: Callable[[float], Rival], target: float) -> Tried:
@@ -170,7 +129,7 @@ def best_of(bench: Bench, grid: Sequence[Rival], target: float) -> Tried:
     """The best PSNR among those that are fast enough; the fastest of all where none is."""
     tried = [bench.tried(settings) for settings in grid]
     if fast := [each for each in tried if each.speed_up >= target]:
-        return max(fast, key=lambda each: each.psnr.mean())
+        return max(fast, key=lambda each: each.outcome.psnr.mean())
     return max(tried, key=lambda each: each.speed_up)
 
 
@@ -223,11 +182,9 @@ def tuned(name: str, bench: Bench, target: float) -> Tried:
 
 def record(best: Tried, target: float, args: argparse.Namespace) -> dict[str, Any]:
     """What the file holds; `rivals.read_rival` reads its settings."""
-    measured = {"psnr": best.psnr.mean(), "psnr_interval": interval(best.psnr), "speed_up": best.speed_up,
-                "computed_steps": best.computed.mean()}
     return {"settings": values_of(best.settings), "config": args.config, "target_speedup": target,
             "reached": best.speed_up >= target,
-            "measured": {key: round(float(value), 3) for key, value in measured.items()},
+            "measured": best.outcome.to_json(),
             "prompts": {"count": args.prompts, "seed": args.prompt_seed}}
 
 

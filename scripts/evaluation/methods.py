@@ -14,6 +14,7 @@ from rivals import open_rival, read_rival
 from torch import nn
 
 from adacache import AdaCacheConfig, FixedSchedule
+from evaluation.metrics import METRICS
 from opensora.utils.config import check_keys
 
 KEYS = ("steps", "adacache", "rival", "against", "replay", "family", "published")
@@ -90,6 +91,7 @@ def read_method(name: str, values: Mapping[str, Any], steps: int) -> Method:
     if isinstance(rival, str):
         rival = rival_file(rival)
     more = {key: values[key] for key in ("against", "replay", "published") if key in values}
+    check_keys(values.get("published", {}), (*METRICS, "vbench"), "published")
     if "replay" in more and cache is None:
         raise ValueError(f"replay={more['replay']!r} without adacache; allowed: with adacache=dict(...)")
     return Method(

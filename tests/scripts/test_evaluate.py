@@ -161,6 +161,7 @@ def test_results_of_another_run_are_refused(evaluate, config, tiny, tmp_path, ca
     ("methods = dict(a=dict(adacache='none.json'))", "adacache='none.json'"),
     ("methods = dict(a=dict(adacache=dict(codebook='fst')))", "methods['a']: codebook='fst'"),
     ("methods = dict(a=dict(adacache=dict(probes=['x.attn'])))", "methods['a']: probe 'x.attn': no block x"),
+    ("methods = dict(a=dict(published=dict(psrn=3)))", "published: unknown key 'psrn'; allowed: psnr"),
     ("methods = dict(a=dict(steps=0))", "methods['a']: steps=0; allowed: whole numbers from 1"),
     ("methods = {'a, b': dict(), 'A b': dict()}", "has the folder 'a-b', as has 'a, b'"),
     ("evaluation = dict(metrics=['psnr', 'ssmi'])", "evaluation.metrics: unknown key 'ssmi'; allowed: ssim"),
@@ -176,6 +177,30 @@ def test_a_config_that_cannot_run_is_one_line(evaluate, config, tmp_path, capsys
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert error.startswith("error: ") and said in error
     assert not (tmp_path / "out").exists()
+
+
+EVALUATIONS = sorted((SCRIPTS.parent / "configs/eval").glob("*.py"))
+
+
+@pytest.mark.parametrize("path", EVALUATIONS, ids=lambda path: path.stem)
+def test_every_shipped_evaluation_is_one(script, monkeypatch, path):
+    monkeypatch.chdir(SCRIPTS.parent)
+    config = str(path.relative_to(SCRIPTS.parent))
+    device = {"device": "cpu"}
+    plan = script("evaluation.plan").read_plan(config, device, {})
+    assert len(plan.methods) > 2 and plan.requests
+    assert all(method.against != name for name, method in plan.methods.items())
+
+
+def test_published_numbers_stand_beside_the_measured_ones(script, monkeypatch):
+    monkeypatch.chdir(SCRIPTS.parent)
+    plan = script("evaluation.plan").read_plan("configs/eval/opensora_480p_table1.py", {"device": "cpu"}, {})
+    fast = plan.methods["AdaCache as published, fast"].published
+    assert (fast["psnr"], fast["tflops"], fast["vbench"]) == (24.92, 1331.97, pytest.approx(0.7939))
+    cell = script("evaluation.tables").cell
+    assert cell({"mean": {"psnr": 25.0}, "interval": {"psnr": 0.26}, "published": fast}, "psnr", 1) == \
+        "25.0 ± 0.3 [24.9]"
+    assert cell({"mean": {}, "interval": {}, "published": fast}, "ssim", 3) == "[0.838]"
 
 
 def test_unknown_methods_of_the_command_line_are_named(evaluate, config, tmp_path, capsys):

@@ -214,12 +214,13 @@ def test_computed_steps_for_a_speed_and_a_guarded_profile_by_hand(script, tmp_pa
     with pytest.raises(ValueError, match="target_speedup=20; allowed: above 1, to 8.8"):
         known.count_for(20)
     settings = AdaCacheConfig(probes=["a.attn"], codebook="fast", forecast=2, guard=0.21)
-    found = calibrate.Found(settings, 40.0, np.array([39.0, 41.0]), np.array([11, 12]), 2.5,
-                            Signature("m", 30, (4, 5, 6, 7)))
+    outcome = script("trials").Outcome(np.array([39.0, 41.0]), np.array([11, 12]), 2.5,
+                                       Signature("m", 30, (4, 5, 6, 7)))
+    found = calibrate.Found(settings, 40.0, outcome)
     args = SimpleNamespace(config="c.py", prompts=8, prompt_seed=1)
     assert calibrate.Target(2.5, True).met_by(found) and not calibrate.Target(40.1, False).met_by(found)
     written = calibrate.profile(found, args)
     assert written["measured"]["computed_steps"] == 11.5 and written["measured"]["psnr"] == 40.0
     (tmp_path / "p.json").write_text(json.dumps(written))
     read = script("cache_choice").read_profile(str(tmp_path / "p.json"))
-    assert read == replace(settings, signature=found.signature)
+    assert read == replace(settings, signature=outcome.signature)

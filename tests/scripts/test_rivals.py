@@ -442,6 +442,11 @@ def test_teacaches_polynomial_is_fitted_to_uncached_changes_of_input_and_velocit
         fit.fitted(points[:4])
 
 
+def tried_so(tune: ModuleType, settings: object, psnr: list[float], computed: list[int],
+             speed_up: float) -> object:
+    return tune.Tried(settings, tune.Outcome(np.array(psnr), np.array(computed), speed_up))
+
+
 class Scripted:
     """A bench on which a threshold of t is 1 + 5 t times as fast, 3 times at most."""
 
@@ -451,7 +456,7 @@ class Scripted:
     def tried(self, settings: object) -> object:
         self.asked.append(settings)
         speed = min(3.0, 1 + 5 * settings.threshold)
-        return self.tune.Tried(settings, np.array([40 - speed, 42 - speed]), np.array([10, 12]), speed)
+        return tried_so(self.tune, settings, [40 - speed, 42 - speed], [10, 12], speed)
 
 
 def test_the_smallest_threshold_that_is_fast_enough_is_found(rivals):
@@ -508,7 +513,7 @@ def test_the_offline_schedule_has_the_most_steps_that_are_fast_enough(rivals, ti
 
     def tried(bench, settings: AdaCacheConfig):
         asked.append(len(settings.schedule.steps))
-        return tune.Tried(settings, np.array([40.0]), np.array([asked[-1]]), 6 / (asked[-1] + 0.5))
+        return tried_so(tune, settings, [40.0], [asked[-1]], 6 / (asked[-1] + 0.5))
 
     monkeypatch.setattr(tune.Bench, "tried", tried)
     monkeypatch.setattr(sys, "argv", [

@@ -1,0 +1,33 @@
+"""AdaCache and its rivals on the embedded model at 100 steps, where the paper is 4.7 times as fast."""
+_base_ = "../shapes/sample.py"
+scheduler = dict(num_sampling_steps=100)
+evaluation = dict(prompts=64, flops_videos=2)
+profiles = "configs/shapes/profiles/100_steps"
+rivals = "configs/eval/rivals/shapes_100"
+
+
+def adaptive(codebook, **settings):
+    return dict(codebook=codebook, probes=["temporal_blocks.2.attn"], **settings)
+
+
+def uniform(steps):
+    schedule = dict(num_steps=100, computed_steps=[i * 100 // steps for i in range(steps)])
+    return dict(schedule=schedule, probes=["temporal_blocks.2.attn"], forecast=0)
+
+
+methods = {
+    "no cache": dict(),
+    "fewer steps, 21": dict(steps=21),
+    "uniform reuse, 20": dict(adacache=uniform(20)),
+    "AdaCache as published, fast": dict(adacache=adaptive("published-fast")),
+    "AdaCache as published, fast + MoReg": dict(
+        adacache=adaptive("published-fast", moreg=dict()), against="AdaCache as published, fast"),
+    "AdaCache, fast": dict(adacache=adaptive("fast"), against="AdaCache as published, fast"),
+    **{f"AdaCache calibrated, {speed}x": dict(adacache=f"{profiles}_{speed}x.json")
+       for speed in ("3", "4.7", "5")},
+    **{f"{name}, 4.7x": dict(rival=f"{rivals}/{file}_4.7x.json", against="AdaCache calibrated, 4.7x")
+       for name, file in (("TeaCache", "teacache"), ("FirstBlockCache", "first_block_cache"))},
+    "offline schedule, 4.7x": dict(adacache=f"{rivals}/offline_schedule_4.7x.json",
+                                   against="AdaCache calibrated, 4.7x"),
+}
+del adaptive, uniform, profiles, rivals

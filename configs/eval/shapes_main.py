@@ -1,0 +1,49 @@
+"""The paper's Table 1 on the embedded model: AdaCache and its rivals, 30 steps, 128 held-out prompts."""
+_base_ = "../shapes/sample.py"
+evaluation = dict(prompts=128, groups=dict(fast="quickly", slow="slowly|still"))
+profiles = "configs/shapes/profiles/30_steps"
+rivals = "configs/eval/rivals/shapes_30"
+
+
+def adaptive(codebook, **settings):
+    return dict(codebook=codebook, probes=["temporal_blocks.2.attn"], **settings)
+
+
+def uniform(steps):
+    schedule = dict(num_steps=30, computed_steps=[i * 30 // steps for i in range(steps)])
+    return dict(schedule=schedule, probes=["temporal_blocks.2.attn"], forecast=0)
+
+
+methods = {
+    "no cache": dict(),
+    # the controls: what any cache must beat
+    "fewer steps, 20": dict(steps=20),
+    "fewer steps, 12": dict(steps=12),
+    "uniform reuse, 20": dict(adacache=uniform(20)),
+    "uniform reuse, 12": dict(adacache=uniform(12)),
+    # the paper
+    "AdaCache as published, slow": dict(adacache=adaptive("published-slow")),
+    "AdaCache as published, fast": dict(adacache=adaptive("published-fast")),
+    "AdaCache as published, fast + MoReg": dict(
+        adacache=adaptive("published-fast", moreg=dict()), against="AdaCache as published, fast"),
+    "AdaCache as published, fast + forecast": dict(
+        adacache=adaptive("published-fast", forecast=2), against="AdaCache as published, fast"),
+    # this project
+    "AdaCache, slow": dict(adacache=adaptive("slow")),
+    "AdaCache, fast": dict(adacache=adaptive("fast"), against="AdaCache as published, fast"),
+    "AdaCache, fast + MoReg": dict(adacache=adaptive("fast", moreg=dict()), against="AdaCache, fast"),
+    **{f"AdaCache calibrated, {speed}x": dict(adacache=f"{profiles}_{speed}x.json")
+       for speed in ("1.5", "2", "2.5", "3")},
+    # rivals, each tuned by its own procedure (scripts/tune_rivals.py)
+    **{f"{name}, {speed}x": dict(rival=f"{rivals}/{file}_{speed}x.json",
+                                 against=f"AdaCache calibrated, {speed}x")
+       for speed in ("1.5", "2.5")
+       for name, file in (("TeaCache", "teacache"), ("FirstBlockCache", "first_block_cache"),
+                          ("T-GATE", "tgate"), ("Delta-DiT", "delta_dit"))},
+    "PAB, as published (2, 4, 6)": dict(rival=dict(type="pab")),
+    "PAB, tuned": dict(rival=f"{rivals}/pab_1.5x.json"),
+    **{f"offline schedule, {speed}x": dict(adacache=f"{rivals}/offline_schedule_{speed}x.json",
+                                           against=f"AdaCache calibrated, {speed}x")
+       for speed in ("1.5", "2.5")},
+}
+del adaptive, uniform, profiles, rivals

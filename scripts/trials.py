@@ -1,0 +1,83 @@
+"""Settings tried on prompts: PSNR against the uncached videos, speed against uncached runs in turn."""
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from evaluation.metrics import interval, psnr
+
+from adacache import Signature
+from opensora.parallel import of_all_processes, rank, world_size
+from opensora.pipeline import Pipeline, SamplingContext
+from opensora.utils.sample_request import SampleRequest
+from opensora.utils.stopwatch import Stopwatch
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """psnr, computed: of each video, in dB and steps.  speed_up: of denoising, median over the batches.
+    signature: of the runs, where what was tried tells it."""
+
+    psnr: np.ndarray
+    computed: np.ndarray
+    speed_up: float
+    signature: Signature | None = None
+
+    def __str__(self) -> str:
+        quality = f"{self.psnr.mean():.1f} ± {interval(self.psnr):.1f} dB"
+        return f"{self.computed.mean():.1f} computed: {quality}, {self.speed_up:.2f} times as fast"
+
+    def to_json(self) -> dict[str, float]:
+        found = {"psnr": self.psnr.mean(), "psnr_interval": interval(self.psnr),
+                 "computed_steps": self.computed.mean(), "speed_up": self.speed_up}
+        return {name: round(float(value), 3) for name, value in found.items()}
+
+
+class Trials:
+    """Batches of prompts; every process of a torchrun has its own of them."""
+
+    def __init__(self, pipeline: Pipeline, batches: Sequence[Sequence[SampleRequest]]) -> None:
+        self.pipeline, self.own = pipeline, batches[rank() :: world_size()]
+
+    @cached_property
+    def truth(self) -> list[list[np.ndarray]]:
+        """The uncached videos of each batch, made once."""
+        return [[values_of(made.video) for made in self.pipeline.generate(batch)] for batch in self.own]
+
+    def of(self, opened: SamplingContext) -> Outcome:
+        """opened: what is tried."""
+        quality, computed, ratios, signatures = [], [], [], []
+        for batch, truth in zip(self.own, self.truth, strict=True):
+            uncached, _ = self.denoised(batch, lambda model, steps: nullcontext())
+            samples = self.pipeline.generate(batch, opened)
+            trace = samples[0].runs[0].context.trace
+            ratios.append(uncached / (samples[0].seconds["denoise"] * len(batch)))
+            quality += [psnr(wanted, values_of(made.video))
+                        for wanted, made in zip(truth, samples, strict=True)]
+            computed += [len(trace.of_video(i).computed_steps) for i in range(len(batch))]
+            signatures.append(trace.signature)
+        quality, computed, ratios, signatures = map(
+            of_all_processes, (quality, computed, ratios, signatures))
+        return Outcome(np.array(quality), np.array(computed), float(np.median(ratios)), signatures[0])
+
+    def denoised(self, batch: Sequence[SampleRequest], opened: SamplingContext) -> tuple[float, Any]:
+        """Seconds of denoising, as `Pipeline.generate` takes them, and what was opened; without decoding."""
+        pipeline, watch = self.pipeline, Stopwatch(self.pipeline.device)
+        captions, z = pipeline.encode_texts(batch)[0], pipeline.noise(batch, clip=0)
+        with watch("denoise"):
+            _, runs = pipeline.denoise(z, captions, None, batch, 0, opened, lambda step, steps, context: None)
+        return watch.seconds["denoise"], runs[0].context
+
+
+def values_of(video: Any) -> np.ndarray:
+    return video.clamp(-1, 1).numpy()
+
+
+def say(line: str) -> None:
+    """Once, however many processes there are."""
+    if rank() == 0:
+        print(line, flush=True)
