@@ -26,6 +26,7 @@ NO_DIFFERENCE = 100.0  # dB
 @dataclass(frozen=True)
 class Metric:
     """label, digits: of its column.  of: (video, reference) -> value, or None where there is none.
+    timed: whether the median tells more than the mean, for a machine is busy with other things now and then.
     missing: (prompts, device) -> the sentence that stands in the table in place of numbers, or None.
     """
 
@@ -33,6 +34,13 @@ class Metric:
     digits: int
     of: Callable[[Made, Made], float | None]
     missing: Callable[[Sequence[str], torch.device], str | None] = lambda prompts, device: None
+    timed: bool = False
+
+    def typical(self, values: np.ndarray) -> tuple[float, float]:
+        """Mean or median, and half of its 95 % interval."""
+        if not self.timed:
+            return float(values.mean()), interval(values)
+        return float(np.median(values)), interval_of_median(values)
 
 
 def psnr(truth: np.ndarray, video: np.ndarray) -> float:
@@ -105,10 +113,10 @@ def ratio(stage: str) -> Callable[[Made, Made], float]:
 
 # in the order of the table's columns
 METRICS: Mapping[str, Metric] = {
-    "speedup": Metric("speed-up, denoising", 2, ratio("denoise")),
-    "speedup_total": Metric("speed-up, in all", 2, ratio("total")),
-    "seconds": Metric("seconds, denoising", 2, lambda made, _: made.seconds["denoise"]),
-    "seconds_total": Metric("seconds, in all", 2, lambda made, _: made.seconds["total"]),
+    "speedup": Metric("speed-up, denoising", 2, ratio("denoise"), timed=True),
+    "speedup_total": Metric("speed-up, in all", 2, ratio("total"), timed=True),
+    "seconds": Metric("seconds, denoising", 2, lambda made, _: made.seconds["denoise"], timed=True),
+    "seconds_total": Metric("seconds, in all", 2, lambda made, _: made.seconds["total"], timed=True),
     "computed": Metric("computed steps", 1, lambda made, _: len(made.computed_steps)),
     "tflops": Metric("TFLOPs", 3, lambda made, _: None if made.flops is None else made.flops / 1e12),
     "cache_mb": Metric("cache, MB", 1, lambda made, _: made.cache_bytes / 1e6),
@@ -147,6 +155,14 @@ def interval(values: np.ndarray) -> float:
     if len(values) < 2:
         return 0.0
     return float(NormalDist().inv_cdf(0.975) * values.std(ddof=1) / len(values) ** 0.5)
+
+
+def interval_of_median(values: np.ndarray) -> float:
+    """The same of the median, by order statistics: no distribution is assumed."""
+    count, ordered = len(values), np.sort(values)
+    reach = NormalDist().inv_cdf(0.975) * count**0.5 / 2
+    low, high = max(0, int(count / 2 - reach)), min(count - 1, int(np.ceil(count / 2 + reach)) - 1)
+    return float(ordered[high] - ordered[low]) / 2
 
 
 def columns(names: Iterable[str], prompts: Sequence[str], device: torch.device) -> dict[str, dict[str, Any]]:

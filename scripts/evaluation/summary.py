@@ -1,4 +1,4 @@
-"""From records to results.json: means with 95 % intervals, and differences video by video."""
+"""From records to results.json: means (of times medians), 95 % intervals, differences video by video."""
 from __future__ import annotations
 
 import json
@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from evaluation.metrics import columns, interval
+from evaluation.metrics import METRICS, columns, interval
 from evaluation.plan import Plan
 
 VBENCH = "vbench.json"  # of scripts/vbench_scores.py: {method: {dimension: score}}
 NO_VBENCH = "VBench: not scored; scripts/vbench_scores.py does, where vbench is installed"
-PAIRED = ("psnr", "ssim", "adherence", "motion", "speedup")
+PAIRED = ("psnr", "ssim", "adherence", "motion")
 
 Record = Mapping[str, Any]
 
@@ -53,11 +53,12 @@ def method_rows(plan: Plan, records: Sequence[Record], vbench: Mapping[str, Any]
 
 
 def means(records: Sequence[Record]) -> dict[str, Any]:
-    """Of every metric the mean, its interval and the spread, over the videos that have it."""
+    """Of every metric the mean (of times the median), its interval and the spread, over the videos that have
+    it."""
     found: dict[str, Any] = {"mean": {}, "interval": {}, "least": {}, "most": {}}
     for name in dict.fromkeys(name for record in records for name in record["metrics"]):
         values = of_metric(records, name)
-        found["mean"][name], found["interval"][name] = float(values.mean()), interval(values)
+        found["mean"][name], found["interval"][name] = METRICS[name].typical(values)
         found["least"][name], found["most"][name] = float(values.min()), float(values.max())
     quality = of_metric(records, "psnr")
     if len(quality):

@@ -74,11 +74,12 @@ def group_caption(name: str, group: Mapping[str, Any]) -> str:
 
 
 def caption(results: Results) -> str:
-    videos = len(results["prompts"]) * len(results["seeds"])
-    published = any("published" in row for row in results["methods"].values())
-    return (f"`{results['config']}`: {len(results['prompts'])} prompts, {len(results['seeds'])} seeds, "
-            f"{videos} videos a method, {results['num_steps']} steps; mean ± 95 % interval"
-            + ("; in brackets what was published" if published else "") + ".")
+    prompts, seeds = len(results["prompts"]), len(results["seeds"])
+    parts = [f"`{results['config']}`: {prompts} prompts, {seeds} seeds, {prompts * seeds} videos a method",
+             f"{results['num_steps']} steps", "mean, of times the median, ± 95 % interval"]
+    if any("published" in row for row in results["methods"].values()):
+        parts.append("in brackets what was published")
+    return "; ".join(parts) + "."
 
 
 def write_csv(results: Results, path: Path) -> None:

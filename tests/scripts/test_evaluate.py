@@ -282,6 +282,10 @@ def test_means_intervals_and_differences_by_hand(script):
     assert found["psnr_pooled"] == pytest.approx(-10 * np.log10((10**-2.2 + 10**-3.1) / 2))
     # 31 and 22: sd 6.36, over the root of two videos, times 1.96
     assert found["interval"]["psnr"] == pytest.approx(1.96 * 4.5, rel=1e-3)
+    times = [record(i, speedup=value) for i, value in enumerate((1.0, 2.0, 2.1, 2.2, 90.0))]
+    assert summary.means(times)["mean"]["speedup"] == 2.1
+    hundred = script("evaluation.metrics").interval_of_median(np.arange(100.0))
+    assert hundred == pytest.approx(9.5, abs=1)  # the 40th to the 60th of them
     gain = summary.differences(b, a)
     assert gain["videos"] == 2 and gain["steps_follow"] == pytest.approx(1)
     half = pytest.approx(1.96 * 0.5, rel=1e-3)
