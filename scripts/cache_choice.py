@@ -14,6 +14,7 @@ from adacache import PUBLISHED_KEYS, AdaCacheConfig, Session, adaptive_cache
 
 CODEBOOKS = ("slow", "fast", "published-slow", "published-fast")
 ALLOWED = f"off, {', '.join(CODEBOOKS)}, or a JSON file with settings of AdaCacheConfig"
+ROOT = Path(__file__).resolve().parents[1]
 MIDDLE_PROBE = "temporal_blocks.middle.attn"  # 13 of the published 28
 
 
@@ -24,6 +25,8 @@ def take_cache_config(values: dict[str, Any], choice: str | None = None) -> AdaC
     Raises ValueError or TypeError for settings that cannot be.
     """
     published, options = take_published(values), values.pop("adacache", None)
+    if options == "off":
+        options = None
     if published.get("do_cache") and options is not None:
         raise ValueError(f"adacache={options!r} and model.do_cache are both set; allowed: one of them")
     cache = AdaCacheConfig.from_published(published) if options is None else checked_settings(options)
@@ -54,19 +57,33 @@ def take_published(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def read_profile(path: str) -> AdaCacheConfig:
-    """Settings from a file, or from a profile that scripts/calibrate.py wrote, where they are one entry."""
-    if not Path(path).is_file():
-        raise ValueError(f"adacache={path!r}; allowed: {ALLOWED}")
+    """Settings from a file, as in `read_settings`."""
     try:
-        read = json.loads(Path(path).read_text(encoding="utf-8"))
-        return checked_settings(read["settings"] if isinstance(read, dict) and "settings" in read else read)
+        return checked_settings(read_settings(path))
+    except FileNotFoundError:
+        raise ValueError(f"adacache={path!r}; allowed: {ALLOWED}") from None
     except (TypeError, ValueError, OSError) as error:
         raise ValueError(f"adacache={path!r}: {error}") from error
 
 
+def read_settings(path: str) -> object:
+    """What a JSON file holds, or its entry "settings", as scripts/calibrate.py and tune_rivals.py write it.
+
+    path: from here, or from this project's folder.  Raises FileNotFoundError where there is none.
+    """
+    here = Path(path)
+    read = json.loads((here if here.is_file() else ROOT / path).read_text(encoding="utf-8"))
+    return read["settings"] if isinstance(read, dict) and "settings" in read else read
+
+
 def checked_settings(options: object) -> AdaCacheConfig:
+    """options: a mapping, or what the flag takes."""
+    if options in CODEBOOKS:
+        return AdaCacheConfig(codebook=options, probes=(MIDDLE_PROBE,))
+    if isinstance(options, str):
+        return read_profile(options)
     if not isinstance(options, dict):
-        raise ValueError(f"adacache={options!r}; allowed: dict(codebook=..., ...)")
+        raise ValueError(f"adacache={options!r}; allowed: dict(codebook=..., ...), or {ALLOWED}")
     return AdaCacheConfig.from_dict(options)
 
 

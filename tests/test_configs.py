@@ -56,6 +56,11 @@ def test_every_key_is_read_and_every_value_allowed(path):
     assert build_module(config.scheduler, SCHEDULERS).flow.use_timestep_transform
 
 
+def test_a_config_can_say_what_the_flag_says():
+    for name in ("fast", "published-slow", "off"):
+        assert take_cache_config({"adacache": name}) == take_cache_config({}, name)
+
+
 def test_the_published_configs_build_the_released_sizes():
     values = read_config(PUBLISHED[0])
     assert values.model.pop("from_pretrained") == "hpcai-tech/OpenSora-STDiT-v3"

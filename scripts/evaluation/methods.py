@@ -1,15 +1,13 @@
 """The methods of an evaluation: what a config says of each, checked, and how a denoising run is opened."""
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
-from cache_choice import check_cache, checked_settings, open_cache, read_profile
+from cache_choice import check_cache, checked_settings, open_cache, read_settings
 from rivals import open_rival, read_rival
 from torch import nn
 
@@ -96,18 +94,18 @@ def read_method(name: str, values: Mapping[str, Any], steps: int) -> Method:
         raise ValueError(f"replay={more['replay']!r} without adacache; allowed: with adacache=dict(...)")
     return Method(
         name=name, steps=checked_steps(values.get("steps", steps)), **more,
-        cache=read_profile(cache) if isinstance(cache, str) else cache and checked_settings(cache),
+        cache=None if cache is None else checked_settings(cache),
         rival=None if rival is None else read_rival(rival),
         family=values.get("family", name.split(",")[0]))
 
 
 def rival_file(path: str) -> Mapping[str, Any]:
     """The settings in a file that scripts/tune_rivals.py wrote."""
-    if not Path(path).is_file():
+    try:
+        return read_settings(path)
+    except FileNotFoundError:
         raise ValueError(f"rival={path!r}; allowed: a JSON file of scripts/tune_rivals.py, or "
-                         "dict(type=..., ...)")
-    read = json.loads(Path(path).read_text(encoding="utf-8"))
-    return read.get("settings", read)
+                         "dict(type=..., ...)") from None
 
 
 def checked_steps(steps: object) -> int:
