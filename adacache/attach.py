@@ -113,7 +113,7 @@ def make_caches(config: AdaCacheConfig, slots: Mapping[str, nn.Module],
     caches = {path: ResidualCache(path, by_block, probed.get(path, ()), session.measure)
               for path in blocks if by_block or path in probed}
     if STACK in slots:
-        wanted = config.forecast or config.guard < math.inf
+        wanted = config.forecast or (config.schedule is None and config.guard < math.inf)
         caches[STACK] = StackCache(STACK, not by_block, tuple(caches.values()),
                                    Forecast(config.forecast) if wanted else None)
     return caches

@@ -91,8 +91,8 @@ class AdaCacheConfig:
     computed only where they are due.  inf: no cap.  None: as the preset; otherwise no cap.
     recompute_on: arguments of the model's forward, such as Open-Sora's frame mask.  Where one is not what it
     was when the residuals were stored, the step is computed.  None: x_mask, or with a published preset none.
-    schedule: computed steps known beforehand; codebook, probes, metric, moreg and recompute_on then play no
-    part, and a guard only where one is given: it adds steps, for each video by itself.
+    schedule: computed steps known beforehand; what concerns decisions (codebook, probes, metric, moreg,
+    recompute_on) then plays no part.
     signature: of the runs for which these settings were calibrated; another is refused.
     any_signature: take a recorded schedule and calibrated settings also in a run of another model, size or
     length.
@@ -164,11 +164,6 @@ class AdaCacheConfig:
         given = {"forecast": order, "guard": guard, "decide": "batch" if preset.as_published else "video",
                  "recompute_on": () if preset.as_published else ("x_mask",)}
         return replace(self, **{k: v for k, v in given.items() if getattr(self, k) is None})
-
-    @property
-    def decides(self) -> bool:
-        """Resolved: whether anything is decided on the way.  Not under a schedule without a guard."""
-        return self.schedule is None or self.guard < math.inf
 
     def codebook_for(self, num_steps: int) -> Codebook:
         return Codebook.preset(self.codebook, num_steps) if isinstance(self.codebook, str) else self.codebook

@@ -52,9 +52,7 @@ def explanation(model: nn.Module, config: AdaCacheConfig, num_steps: int,
 def steps_line(config: AdaCacheConfig, num_steps: int) -> str:
     if config.schedule is not None:
         lists = config.schedule.by_video or (config.schedule.steps,)
-        counts = ", ".join(str(len(steps)) for steps in lists)
-        more = f", and what a guard of {config.guard:g} adds" if config.decides else ""
-        return f"steps: {counts} of {num_steps}, known beforehand{more}"
+        return f"steps: {', '.join(str(len(steps)) for steps in lists)} of {num_steps}, known beforehand"
     codebook = config.codebook_for(num_steps)
     rates = [rate for _, rate in codebook.entries]
     guarded = config.guard < math.inf  # it may cap any rate to 1
@@ -80,7 +78,7 @@ def decides(config: AdaCacheConfig) -> str:
     who = {"video": f"each video by itself ({config.rows_per_video} rows)", "row": "each row by itself",
            "batch": "the whole batch together"}[config.decide]
     if config.schedule is not None:
-        return f"{'added steps' if config.decides else 'nothing'}; {who} follows its schedule"
+        return f"nothing; {who} follows its schedule"
     moreg = "with MoReg" if config.moreg else "without MoReg"
     return f"{who}, by {config.metric} at {', '.join(config.probes)}, {moreg}"
 

@@ -37,28 +37,6 @@ class AdaptiveSchedule:
         return self.rate
 
 
-class GuardedPlan:
-    """A fixed schedule to which a guard adds steps: none is skipped further than the last error allows.
-
-    rate: as of `AdaptiveSchedule`.
-    """
-
-    def __init__(self, planned: FixedSchedule) -> None:
-        self.planned = planned
-        self.rate = 1
-        self.latest: float = math.inf  # step that has to be computed
-
-    def computes(self, step: int) -> bool:
-        return self.planned.computes(step) or step >= self.latest
-
-    def plan(self, step: int, distance: float, most: float = math.inf) -> int:
-        """At a computed step: the next one planned, `most` steps ahead at most.  Returns the new rate."""
-        ahead = min((at for at in self.planned.steps if at > step), default=self.planned.num_steps) - step
-        self.rate = min(ahead, most)
-        self.latest = step + self.rate
-        return self.rate
-
-
 def longest_rate(error: float, reach: int, bound: float, order: int) -> float:
     """The largest rate on whose way no reused step is expected to err by more than `bound`.
 

@@ -23,7 +23,7 @@ from adacache.forecast import clock_numbers
 from adacache.metric import residual_distance
 from adacache.moreg import motion_factor, motion_gradient, motion_score, regularized_distance
 from adacache.residual import ResidualCache, StackCache
-from adacache.schedule import AdaptiveSchedule, FixedSchedule, GuardedPlan, longest_rate
+from adacache.schedule import AdaptiveSchedule, FixedSchedule, longest_rate
 from adacache.signature import Signature
 from adacache.step_clock import StepClock
 from adacache.trace import Decision, Trace, VideoTrace
@@ -41,7 +41,7 @@ class Group:
     rows: every n-th of the batch, from the group's own number on, where there are n groups.
     """
 
-    def __init__(self, rows: slice, schedule: AdaptiveSchedule | FixedSchedule | GuardedPlan) -> None:
+    def __init__(self, rows: slice, schedule: AdaptiveSchedule | FixedSchedule) -> None:
         self.rows = rows
         self.schedule = schedule
         self.due = False        # in the running step
@@ -65,8 +65,7 @@ class Group:
 class Found:
     """What a computed step brought for one group, on the host.
 
-    change: of the probed residuals since the last computed step, relative, mean over the probes; NaN without
-    probes.  motion: m.
+    change: of the probed residuals since the last computed step, relative, mean over the probes.  motion: m.
     error: relative, of what reuse or forecast would have added, after guidance; None where nobody asked.
     weights: of the forecast, mean over the group's rows.
     """
@@ -209,7 +208,7 @@ class Session:
             check_saved(self.caches)
             for group in due:
                 group.record.computed_steps.append(self.step)
-            if self.step > 0 and self.config.decides:
+            if due[0].distances:  # not at step 0, and never under a fixed schedule
                 with self.clock.span("deciding"):
                     for group, found in zip(due, self._found(due), strict=True):
                         self._plan(group, found)
@@ -222,18 +221,15 @@ class Session:
         forecast = self.stack.forecast if self.stack is not None else None
         probes, columns = len(due[0].distances), []
         for i, group in enumerate(due):
-            columns.append([*group.distances, group.motion_now] if probes else [])
+            columns.append([*group.distances, group.motion_now])
             if forecast is not None:
                 columns[-1] += [*forecast.missed[i :: len(due)].sum(0), *forecast.weights[group.rows].mean(0)]
             group.distances = []
         found = []
         for numbers in torch.stack([torch.stack(column) for column in columns]).tolist():
-            change, motion, learnt = math.nan, 1.0, numbers
-            if probes:
-                change, motion = sum(numbers[:probes]) / probes, numbers[probes]
-                learnt = numbers[probes + 1 :]
+            distances, motion, learnt = numbers[:probes], numbers[probes], numbers[probes + 1 :]
             error = relative(*learnt[:2]) if learnt else None
-            found.append(Found(change, motion, error, tuple(learnt[2:])))
+            found.append(Found(sum(distances) / probes, motion, error, tuple(learnt[2:])))
         return found
 
     def _plan(self, group: Group, found: Found) -> None:
@@ -243,7 +239,7 @@ class Session:
         distance, motion = found.change / steps, found.motion
         gradient = motion_gradient(motion, group.motion, steps, moreg.gradient) if moreg else 0.0
         regularized = regularized_distance(distance, motion, gradient)
-        if self.config.schedule is None and not math.isfinite(regularized):
+        if not math.isfinite(regularized):
             logger.warning("step %d: no finite distance (c %g, m %g, g %g), so the next step is computed",
                            self.step, distance, motion, gradient)
         reach, _ = group.clocks(self.step)
@@ -262,7 +258,7 @@ class Session:
                                "allowed: the sampler's number of steps")
         if self.num_steps < FEW_STEPS:
             logger.warning("num_steps=%d: %s", self.num_steps, FEW_STEPS_DOUBT)
-        if self.config.decides and (balance := self.clock.balance()) and balance[0] > balance[1]:
+        if self.config.schedule is None and (balance := self.clock.balance()) and balance[0] > balance[1]:
             logger.warning("caching cost more than it saved: decisions %.3g s, reused steps saved %.3g s",
                            *balance)
         for index, group in enumerate(self.groups):
@@ -291,9 +287,7 @@ def make_groups(config: AdaCacheConfig, rows: int, num_steps: int) -> list[Group
                          f"{rows}; allowed: a number that divides it, or decide='batch'")
     if (fixed := config.schedule) is not None:
         fixed.check_count(count)
-        planned = [fixed.of_video(i) for i in range(count)]
-        return [Group(slice(i, None, count), GuardedPlan(own) if config.decides else own)
-                for i, own in enumerate(planned)]
+        return [Group(slice(i, None, count), fixed.of_video(i)) for i in range(count)]
     codebook, last = config.codebook_for(num_steps), always_last(config.guard)
     return [Group(slice(i, None, count), AdaptiveSchedule(codebook, num_steps, last)) for i in range(count)]
 

@@ -2,9 +2,8 @@
 
 Several targets share the recordings; each has a file of its own, its name in the place of {} in FILE.
 
-Records prompts with every step computed, finds by simulation the best fixed schedule, the best to which a
-guard adds steps where a video needs them, and the best guard alone (see adacache.calibrate), tries them on
-other prompts with the model, and writes the best as a profile.
+Records prompts with every step computed, finds by simulation the best fixed schedule and the best guarded
+one (see adacache.calibrate), tries both on other prompts with the model, and writes the better as a profile.
 `scripts/inference.py --adacache FILE` takes it, and refuses other models, sizes and numbers of steps.
 With `--target-psnr` (dB, against uncached) steps are added, from as many as are foretold to come there, until
 the target is met.  Of CONFIG's adacache only probes and metric are kept.  Ends with 1 where no settings that
@@ -42,7 +41,6 @@ from opensora.utils.sample_request import SampleRequest
 VERIFIED_SEED = 2  # of the prompts on which settings are tried; those they are found on have another
 TRIES = 4          # numbers of computed steps
 ORDER = 2          # of the forecast
-FEWER = 3          # steps that a plan may leave to its guard
 
 
 Choices = list[tuple[AdaCacheConfig, float]]  # settings, and the PSNR in dB that they are foretold
@@ -57,9 +55,7 @@ class Found:
     outcome: Outcome
 
     def __str__(self) -> str:
-        kind = ("guard" if self.settings.schedule is None else
-                "fixed steps" if self.settings.guard is None else
-                f"{len(self.settings.schedule.steps)} fixed steps and a guard")
+        kind = "guard" if self.settings.schedule is None else "fixed steps"
         return f"{kind}, {self.outcome} (foretold {self.foretold:.1f} dB)"
 
 
@@ -68,7 +64,6 @@ class Calibration:
 
     def __init__(self, prompts: RecordedPrompts, reused_cost: float, probes: AdaCacheConfig) -> None:
         self.prompts, self.reused_cost, self.probes = prompts, reused_cost, probes
-        self.schedules: dict[int, FixedSchedule] = {}  # by their computed steps
 
     @property
     def num_steps(self) -> int:
@@ -84,25 +79,13 @@ class Calibration:
             raise ValueError(f"target_speedup={speed_up:g}; allowed: above 1, to {most:.1f}")
         return min(count, steps - 1)
 
-    def best_steps(self, count: int) -> FixedSchedule:
-        if count not in self.schedules:
-            settings = replace(self.probes, forecast=ORDER)
-            self.schedules[count] = best_steps(self.prompts.recording, count, settings, self.prompts.growth)
-        return self.schedules[count]
-
     def choices(self, count: int) -> Choices:
         """Settings that compute so many steps, at most in the mean, and the PSNR that they are foretold."""
         forecast, recording = replace(self.probes, codebook="fast", forecast=ORDER), self.prompts.recording
-        planned = [replace(forecast, schedule=self.best_steps(steps))
-                   for steps in range(count, max(1, count - FEWER - 1), -1)]
-        guarded = []
-        for settings in (*planned[1:], forecast):
-            with suppress(ValueError):  # of a codebook that computes more whatever the guard is
-                guarded.append(replace(settings, guard=guard_for(recording, count, settings)))
-        found = [(settings, self.prompts.foretold(settings)) for settings in (planned[0], *guarded)]
-        plans = [choice for choice in found[1:] if choice[0].schedule is not None]
-        best = max(plans, key=lambda choice: choice[1], default=None)
-        return [choice for choice in found if choice not in plans or choice is best]
+        choices = [replace(forecast, schedule=best_steps(recording, count, forecast, self.prompts.growth))]
+        with suppress(ValueError):  # of a codebook that computes more whatever the guard is
+            choices.append(replace(forecast, guard=guard_for(recording, count, forecast)))
+        return [(settings, self.prompts.foretold(settings)) for settings in choices]
 
 
 def reused_cost(pipeline: Pipeline, requests: Sequence[SampleRequest]) -> float:

@@ -94,11 +94,10 @@ def measured_growth(pipeline: Pipeline, batches: Batches, recording: Recording, 
 
 
 def as_options(settings: AdaCacheConfig) -> dict[str, Any]:
-    """Found settings as `--adacache FILE` takes them: a schedule or a codebook, under a guard or not."""
+    """Found settings as `--adacache FILE` takes them: a schedule, or a codebook under a guard."""
     options = {"probes": list(settings.probes), "metric": settings.metric, "forecast": settings.forecast}
     if settings.schedule is None:
-        options["codebook"] = settings.codebook
-    else:
-        options["schedule"] = {"num_steps": settings.schedule.num_steps, "forecast": settings.forecast,
-                               "computed_steps": list(settings.schedule.steps)}
-    return options if settings.guard is None else {**options, "guard": settings.guard}
+        return {**options, "codebook": settings.codebook, "guard": settings.guard}
+    return {**options, "schedule": {
+        "num_steps": settings.schedule.num_steps, "forecast": settings.forecast,
+        "computed_steps": list(settings.schedule.steps)}}

@@ -234,39 +234,6 @@ def test_a_guard_computes_the_last_steps_only_where_they_are_needed():
     assert errors(found, drift)[3:].max() < 1e-4
 
 
-def test_a_guard_adds_steps_to_a_plan_and_takes_none_away():
-    truth = polynomial(1.0, 0.3, 0.02)
-    plain, planned = added(truth, forecast=2)
-    assert planned.trace[0].decisions == []
-    found, loose = added(truth, forecast=2, guard=1e9)
-    assert torch.equal(found, plain) and loose.trace[0].computed_steps == list(SOME.steps)
-    assert [d.rate for d in loose.trace[0].decisions] == [1, 2, 3, 4, 5, 5, STEPS - 21]
-    found, guarded = added(truth, forecast=0, guard=0.2)
-    steps = guarded.trace[0].computed_steps
-    assert set(SOME.steps) < set(steps)
-    for decision in guarded.trace[0].decisions:
-        before = max(step for step in steps if step < decision.step)
-        longest = longest_rate(decision.error, decision.step - before, 0.2, 0)
-        following = [*(step for step in steps if step > decision.step), STEPS]
-        assert following[0] - decision.step == decision.rate <= longest
-    assert errors(found, truth).max() < errors(added(truth, forecast=0)[0], truth).max()
-    _, every = added(truth, forecast=0, guard=1e-9)
-    assert every.trace[0].computed_steps == list(range(STEPS))
-
-
-def test_a_guarded_plan_decides_for_each_video_by_itself():
-    model, x = toy(), noise(rows=6, seed=3) * torch.linspace(0.3, 3.0, 3).repeat(2)[:, None, None]
-    config = AdaCacheConfig(schedule=FixedSchedule((0, 1, 4, 10, 16), STEPS), forecast=1, guard=0.01)
-    with adaptive_cache(model, config, STEPS) as together:
-        out = sample(model, STEPS, x)
-    for video in range(3):
-        with adaptive_cache(model, config, STEPS) as alone:
-            own = sample(model, STEPS, x[video::3])
-        assert alone.trace[0].computed_steps == together.trace[video].computed_steps
-        torch.testing.assert_close(out[video::3], own, rtol=1e-5, atol=1e-6)
-    assert len({tuple(v.computed_steps) for v in together.trace}) > 1, "the test shows nothing"
-
-
 def test_errors_count_as_guidance_multiplies_them():
     """Two videos err by as much, one in both rows alike, one the other way round: there guidance adds up."""
     noise_of = torch.randn(STEPS, 1, 6, 8, generator=torch.Generator().manual_seed(0)).double() * 0.01
