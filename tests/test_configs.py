@@ -1,11 +1,15 @@
 """Every config in configs/ loads; the published sizes build; what they say of AdaCache is understood."""
+import json
+import re
 import sys
 from pathlib import Path
 
 import pytest
 import torch
 
-from adacache import AdaCacheConfig
+from adacache import AdaCacheConfig, Signature
+from adacache.explain import problems
+from adacache.signature import model_name
 from opensora.pipeline import check_modules
 from opensora.registry import MODELS, SCHEDULERS, build_module
 from opensora.utils.config import read_config
@@ -18,6 +22,7 @@ from cache_choice import take_cache_config  # noqa: E402
 
 ALL = sorted((ROOT / "configs").rglob("*.py"))
 INFERENCE = [p for p in ALL if p.parent.name == "inference" or p.name.startswith("sample")]
+PROFILES = sorted((ROOT / "configs/shapes/profiles").glob("*.json"))
 PUBLISHED = [p for p in INFERENCE if "opensora-v1-2" in p.parts]
 
 
@@ -34,7 +39,8 @@ def plain(path: Path) -> dict:
 
 def test_all_kinds_of_configs_are_there():
     names = {name(p) for p in INFERENCE}
-    assert {f"shapes/{n}.py" for n in ("sample", "sample_adacache", "sample_adacache_moreg")} <= names
+    kinds = ("sample", "sample_adacache", "sample_adacache_moreg", "sample_calibrated")
+    assert {f"shapes/{kind}.py" for kind in kinds} <= names
     assert {f"opensora-v1-2/inference/{r}_{n}{c}.py" for r in ("480p", "720p") for n in (30, 100)
             for c in ("", "_fast", "_slow", "_fast_moreg")} <= names
 
@@ -48,7 +54,7 @@ def test_it_loads(path):
 def test_every_key_is_read_and_every_value_allowed(path):
     values = plain(path)
     cache = take_cache_config(values, None)
-    named = any(word in path.stem for word in ("fast", "slow", "adacache"))
+    named = any(word in path.stem for word in ("fast", "slow", "adacache", "calibrated"))
     assert isinstance(cache, AdaCacheConfig) if named else cache is None
     assert named and "moreg" in path.stem or cache is None or cache.moreg is None
     config = InferenceConfig.from_dict(values, str(path))
@@ -59,6 +65,18 @@ def test_every_key_is_read_and_every_value_allowed(path):
 def test_a_config_can_say_what_the_flag_says():
     for name in ("fast", "published-slow", "off"):
         assert take_cache_config({"adacache": name}) == take_cache_config({}, name)
+
+
+@pytest.mark.parametrize("path", PROFILES, ids=lambda path: path.stem)
+def test_a_shipped_profile_is_of_the_embedded_model_and_as_fast_as_its_name_says(path, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # its name is found from any folder
+    settings = take_cache_config({}, str(path.relative_to(ROOT)))
+    steps, speed = (float(part) for part in re.fullmatch(r"(\d+)_steps_([\d.]+)x", path.stem).groups())
+    model = build_module(read_config(ROOT / "configs/shapes/sample.py").model, MODELS)
+    assert settings.signature == Signature(model_name(model), steps, (4, 15, 16, 16))
+    written = json.loads(path.read_text())
+    assert written["measured"]["speed_up"] >= speed and written["prompts"]["seed"] != 0
+    assert problems(model, settings, int(steps)) == []
 
 
 def test_the_published_configs_build_the_released_sizes():
