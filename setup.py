@@ -34,6 +34,7 @@ setup(
     ],
     extras_require={
         "test": ["pytest>=8", "ruff>=0.9"],
+        "eval": ["torchmetrics>=1.4"],  # LPIPS in scripts/evaluate.py
         "flash-attn": ["flash-attn"],
         "xformers": ["xformers"],
     },

@@ -1,7 +1,5 @@
 """The paper's ablation (b), on the embedded model: the depth of the block whose residual is measured."""
-_base_ = "../shapes/sample.py"
-evaluation = dict(prompts=64, batch=8, flops_videos=0,
-                  metrics=["computed", "psnr", "ssim", "motion", "adherence"])
+_base_ = "base/ablation.py"
 
 
 def published(probes=("temporal_blocks.2.attn",), codebook="published-fast", **settings):

@@ -1,7 +1,5 @@
 """The paper's ablation (e), on the embedded model: thresholds and rates of the codebook."""
-_base_ = "../shapes/sample.py"
-evaluation = dict(prompts=64, batch=8, flops_videos=0,
-                  metrics=["computed", "psnr", "ssim", "motion", "adherence"])
+_base_ = "base/ablation.py"
 
 
 def published(probes=("temporal_blocks.2.attn",), codebook="published-fast", **settings):

@@ -1,6 +1,5 @@
 """Schedules that every video finds for itself, against fixed ones of the same cost; 30 steps."""
-_base_ = "../shapes/sample.py"
-evaluation = dict(prompts=64, batch=8, metrics=["computed", "psnr", "ssim"], flops_videos=0)
+_base_ = "base/reuse.py"
 
 
 def adaptive(codebook="fast", **settings):

@@ -1,6 +1,5 @@
 """19 of 100 steps: fewer steps, plain reuse and forecasts on given schedules."""
-_base_ = "../shapes/sample.py"
-evaluation = dict(prompts=64, batch=8, metrics=["computed", "psnr", "ssim"], flops_videos=0)
+_base_ = "base/reuse.py"
 scheduler = dict(num_sampling_steps=100)
 schedules = {
     # about 99 (i / 18)^2

@@ -1,6 +1,5 @@
 """12 and 8 of 30 steps: fewer steps, plain reuse and forecasts on given schedules."""
-_base_ = "../shapes/sample.py"
-evaluation = dict(prompts=64, batch=8, metrics=["computed", "psnr", "ssim"], flops_videos=0)
+_base_ = "base/reuse.py"
 schedules = {
     # about 29 (i / (k - 1))^power
     "12, power 2": [0, 1, 2, 3, 4, 6, 9, 12, 15, 19, 24, 29],

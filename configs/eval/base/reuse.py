@@ -1,0 +1,3 @@
+"""What the comparisons of reuse and forecast share: 64 held-out prompts of the embedded model, 8 together."""
+_base_ = "../../shapes/sample.py"
+evaluation = dict(prompts=64, batch=8, flops_videos=0, metrics=["computed", "psnr", "ssim"])
