@@ -29,6 +29,7 @@ setup(
         "rich>=13",
         "matplotlib>=3.8",
         "scikit-image>=0.24",
+        "scipy>=1.11",
         "ftfy>=6.2",
         "beautifulsoup4>=4.12",
     ],

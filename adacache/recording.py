@@ -21,6 +21,8 @@ from adacache.metric import residual_distance
 from adacache.moreg import motion_score
 from adacache.residual import NO_PARTS, Blocks, offered_residuals
 
+CHUNK = 1 << 20  # numbers of each residual whose products are summed at once, so that fp64 copies stay small
+
 
 @dataclass(frozen=True)
 class Recording:
@@ -94,9 +96,10 @@ class Recorder:
 
     def _products(self, rows: slice) -> Tensor:
         """[p, K, p, K]."""
-        vectors = torch.stack([step[rows].flatten(1) for step in self.stack], dim=1).flatten(0, 1).double()
+        pieces = zip(*(step[rows].flatten(1).split(CHUNK, dim=1) for step in self.stack), strict=True)
+        vectors = (torch.stack(piece, dim=1).flatten(0, 1).double() for piece in pieces)
         shape = (self.config.rows_per_video, len(self.stack))
-        return (vectors @ vectors.T).cpu().unflatten(1, shape).unflatten(0, shape)
+        return sum(x @ x.T for x in vectors).cpu().unflatten(1, shape).unflatten(0, shape)
 
     def _distances(self, steps: Sequence[Tensor], rows: slice) -> Tensor:
         found = torch.full((len(steps), len(steps)), torch.nan)

@@ -46,7 +46,7 @@ class DenoisingRun:
 
 @dataclass(frozen=True)
 class Sample:
-    """video: [3, F, H, W] in [-1, 1], on the CPU.  runs: one per clip.
+    """video: [3, F, H, W] in [-1, 1], fp32, on the CPU.  runs: one per clip.
 
     seconds: this sample's share of its batch's time, by stage (text, denoise, decode) and in total.
     """
@@ -117,13 +117,13 @@ class Pipeline:
                     clips[-1] = clips[-1].cpu()
                 z = self.noise(requests, clip)
                 mask = mask_or_none(apply_mask_strategy(z, references, strategies, clip, self.config.align))
-                with stopwatch("denoise"), self.in_use(self.model):
+                with self.in_use(self.model), stopwatch("denoise"):
                     z, run = self.denoise(z, captions[clip], mask, requests, clip, sampling_context, progress)
                 with stopwatch("decode"), self.in_use(self.vae):
                     clips.append(self.vae.decode(z.to(self.vae.dtype), num_frames=self.config.clip_frames))
                 runs.append(run)
             overlap = self.config.overlap_frames if len(clips) > 1 else 0
-            parts = [clip[:, :, overlap if i else 0 :].cpu() for i, clip in enumerate(clips)]
+            parts = [clip[:, :, overlap if i else 0 :].cpu().float() for i, clip in enumerate(clips)]
             videos = torch.cat(parts, dim=2)
         seconds = {stage: value / len(requests) for stage, value in stopwatch.seconds.items()}
         runs_by_video = zip(*runs, strict=True)

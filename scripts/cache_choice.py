@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -102,7 +102,12 @@ def for_model(cache: AdaCacheConfig, model: nn.Module) -> AdaCacheConfig:
 
 def check_cache(cache: AdaCacheConfig | None, model: nn.Module, num_steps: int) -> None:
     """Raise ValueError where `cache` does not fit the model or the number of steps."""
-    with suppress(Checked), open_cache(cache, model, num_steps):
+    check_opens(lambda: open_cache(cache, model, num_steps))
+
+
+def check_opens(opened: Callable[[], AbstractContextManager[Any]]) -> None:
+    """Enter a run's context and leave it at once; raises what entering raises."""
+    with suppress(Checked), opened():
         raise Checked  # a run that ends without its steps would be reported
 
 

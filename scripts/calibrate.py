@@ -16,7 +16,7 @@ import json
 import logging
 import math
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
@@ -27,15 +27,21 @@ from typing import Any
 import torch
 from cache_choice import open_cache
 from exit_status import exit_status
-from prompt_flags import add_prompt_flags
+from prompt_flags import (
+    add_prompt_file_flag,
+    add_prompt_flags,
+    check_unreported,
+    split_prompts,
+    unreported_prompts,
+)
 from recorded_prompts import RecordedPrompts, as_options, in_batches, open_pipeline
 from trials import Outcome, Trials, say
 
 from adacache import AdaCacheConfig, FixedSchedule
 from adacache.calibrate import best_steps, guard_for
-from opensora.datasets.shapes import held_out_prompts
 from opensora.parallel import of_all_processes, process_group, rank
 from opensora.pipeline import Pipeline
+from opensora.utils.sample_record import write_whole
 from opensora.utils.sample_request import SampleRequest
 
 VERIFIED_SEED = 2  # of the prompts on which settings are tried; those they are found on have another
@@ -69,6 +75,9 @@ class Calibration:
     def num_steps(self) -> int:
         return self.prompts.recording.num_steps
 
+    def speed_of(self, computed: float) -> float:
+        return self.num_steps / (computed + (self.num_steps - computed) * self.reused_cost)
+
     def count_for(self, speed_up: float) -> int:
         """Computed steps with which denoising is that much faster.  Raises ValueError where none are few
         enough."""
@@ -97,25 +106,30 @@ def reused_cost(pipeline: Pipeline, requests: Sequence[SampleRequest]) -> float:
     return max(0.0, (seconds[1] - seconds[0] / steps) / (steps - 1) / (seconds[0] / steps))
 
 
-def profile(found: Found, args: argparse.Namespace) -> dict[str, Any]:
+def profile(found: Found, foretold_speed: float) -> dict[str, Any]:
     settings = {**as_options(found.settings), "signature": found.outcome.signature.to_json()}
-    return {
-        "settings": settings, "config": args.config, "foretold_psnr": round(found.foretold, 2),
-        "measured": found.outcome.to_json(),
-        "prompts": {"found_on": args.prompts, "seed": args.prompt_seed,
-                    "measured_on": len(found.outcome.psnr), "measured_seed": VERIFIED_SEED}}
+    foretold = {"psnr": round(found.foretold, 2), "speed_up": round(foretold_speed, 3)}
+    return {"settings": settings, "foretold": foretold, "measured": found.outcome.to_json()}
 
 
 def calibrate(args: argparse.Namespace) -> int:
     pipeline, probes = open_pipeline(args.config, args.cfg_options)
-    config, prompts = pipeline.config, held_out_prompts(args.prompts, args.prompt_seed)
+    config, (prompts, others) = pipeline.config, chosen_prompts(args)
     batches = in_batches(config, prompts, args.batch)
     cost = max(of_all_processes([reused_cost(pipeline, batches[0])]))  # the same decisions everywhere
     known = Calibration(RecordedPrompts.of(pipeline, batches, probes), cost, probes)
-    other = in_batches(replace(config, seed=config.seed + 1), held_out_prompts(args.verify, VERIFIED_SEED),
-                       args.batch)
-    trials = Trials(pipeline, other)
-    return max([meet(target, known, trials, args) for target in targets(args)])
+    trials = Trials(pipeline, in_batches(replace(config, seed=config.seed + 1), others, args.batch))
+    told = {"config": args.config, "sampler": dict(config.scheduler),
+            "prompts": {"found_on": prompts, "measured_on": others}}
+    return max([meet(target, known, trials, args.out, told) for target in targets(args)])
+
+
+def chosen_prompts(args: argparse.Namespace) -> tuple[list[str], list[str]]:
+    """To find settings on, and to try them on."""
+    if args.prompt_path is not None:
+        return split_prompts(args.prompt_path, args.prompts, args.verify)
+    return (unreported_prompts(args.prompts, args.prompt_seed),
+            unreported_prompts(args.verify, VERIFIED_SEED))
 
 
 @dataclass(frozen=True)
@@ -144,18 +158,22 @@ def targets(args: argparse.Namespace) -> list[Target]:
             *(Target(value, False) for value in args.target_psnr or ())]
 
 
-def meet(target: Target, known: Calibration, trials: Trials, args: argparse.Namespace) -> int:
-    """Write the best settings that meet the target.  Returns: 1 where none that were tried do."""
+def meet(target: Target, known: Calibration, trials: Trials, out: Path, told: Mapping[str, Any]) -> int:
+    """Write the best settings that meet the target, and what is told of the run beside them.
+
+    Returns: 1 where none that were tried do.
+    """
     for choices in target.choices(known):
         found = [Found(*choice, trials.of(partial(open_cache, choice[0]))) for choice in choices]
         for each in found:
             say(str(each))
         if meeting := [each for each in found if target.met_by(each)]:
             best = max(meeting, key=lambda each: each.outcome.psnr.mean())
-            out = Path(str(args.out).replace("{}", f"{target.value:g}"))
+            file = Path(str(out).replace("{}", f"{target.value:g}"))
+            speed = known.speed_of(best.outcome.computed.mean())
             if rank() == 0:
-                out.write_text(json.dumps(profile(best, args), indent=2) + "\n", encoding="utf-8")
-            say(f"{out}: {best}")
+                write_whole(file, json.dumps({**profile(best, speed), **told}, indent=2) + "\n")
+            say(f"{file}: {best}")
             return 0
     say(f"no settings that were tried meet the target of {target.value:g}; nothing written")
     return 1
@@ -165,13 +183,14 @@ def check(args: argparse.Namespace) -> None:
     """Raise ValueError for what needs no model to be refused."""
     if args.prompts < 2 or args.verify < 2:
         raise ValueError(f"prompts={args.prompts}, verify={args.verify}; allowed: 2 or more of each")
+    check_unreported(args.prompt_seed)
     if args.prompt_seed == VERIFIED_SEED:
         raise ValueError(f"prompt_seed={args.prompt_seed}; allowed: any but {VERIFIED_SEED}, on whose "
                          "prompts the settings are tried")
     for value in args.target_speedup or ():
         if not 1 < value < math.inf:
             raise ValueError(f"target_speedup={value:g}; allowed: a number above 1")
-    if not args.out.parent.is_dir():
+    if not args.out.parent.is_dir() or args.out.is_dir():
         raise ValueError(f"out={str(args.out)!r}; allowed: a file in a folder that is there")
     if len(targets(args)) > 1 and "{}" not in args.out.name:
         raise ValueError(f"out={str(args.out)!r} for several targets; allowed: a name with {{}} in it")
@@ -186,6 +205,7 @@ def main() -> int:
                         help="mean against uncached videos")
     parser.add_argument("--out", type=Path, default=Path("profile.json"), metavar="FILE")
     add_prompt_flags(parser, prompts=32, prompt_seed=1)
+    add_prompt_file_flag(parser)
     parser.add_argument("--verify", type=int, default=16, metavar="N",
                         help="other prompts, on which settings are tried")
     args = parser.parse_args()

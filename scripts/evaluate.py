@@ -12,6 +12,7 @@ import argparse
 import json
 import logging
 import sys
+from datetime import timedelta
 from pathlib import Path
 
 import torch
@@ -22,7 +23,7 @@ from evaluation.plan import Plan, read_plan
 from evaluation.records import Records
 from evaluation.sampling import Sampling
 from evaluation.summary import summarise, unfinished
-from evaluation.tables import markdown, terminal, write_csv
+from evaluation.tables import as_csv, markdown, terminal
 from exit_status import exit_status
 from mmengine.config import DictAction
 from rich.console import Console
@@ -30,25 +31,28 @@ from rich.progress import track
 
 from opensora.parallel import process_group, rank, world_size
 from opensora.pipeline import Pipeline
+from opensora.utils.sample_record import write_whole
 
 
 def evaluate(args: argparse.Namespace) -> None:
     flags = {"prompts": args.prompts, "prompt_seed": args.prompt_seed, "batch": args.batch}
-    plan = read_plan(args.config, args.cfg_options, flags).only(args.only)
+    plan = read_plan(args.config, args.cfg_options, flags)
+    wanted = plan.only(args.only)
     folder = args.out or Path("outputs/eval") / Path(args.config).stem
     pipeline = Pipeline.load(plan.config)
     for method in plan.methods.values():
         method.check(pipeline.model)
-    records = Records(folder, plan, pipeline)
     if not args.report:
-        make_all(plan, pipeline, records)
+        make_all(wanted, pipeline, Records(folder, wanted, pipeline))
     if rank() == 0:
-        report(plan, records, folder, pipeline.device)
+        report(plan, Records(folder, plan, pipeline), folder, pipeline.device)
 
 
 def make_all(plan: Plan, pipeline: Pipeline, records: Records) -> None:
     """Batches go round the processes of a torchrun."""
     sampling, batches = Sampling(plan, pipeline, records), list(enumerate(plan.batches()))
+    # a process may wait for the others as long as a batch of all methods takes
+    patient = dist.new_group(backend="gloo", timeout=timedelta(days=7)) if world_size() > 1 else None
     if rank() == 0:
         records.begin()
     sampling.warm_up(batches[0][1])
@@ -56,7 +60,7 @@ def make_all(plan: Plan, pipeline: Pipeline, records: Records) -> None:
     for number, batch in track(own, "sampling", console=Console(stderr=True), disable=rank() > 0):
         sampling.make(number, batch)
     if world_size() > 1:
-        dist.barrier()
+        dist.barrier(patient)
 
 
 def report(plan: Plan, records: Records, folder: Path, device: torch.device) -> None:
@@ -65,9 +69,9 @@ def report(plan: Plan, records: Records, folder: Path, device: torch.device) -> 
     if not found:
         raise ValueError(f"{folder} has no results; allowed: a run without --report first")
     results = summarise(plan, found, folder, device)
-    (folder / "results.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-    (folder / "table.md").write_text(markdown(results), encoding="utf-8")
-    write_csv(results, folder / "table.csv")
+    write_whole(folder / "results.json", json.dumps(results, indent=1) + "\n")
+    write_whole(folder / "table.md", markdown(results))
+    write_whole(folder / "table.csv", as_csv(results))
     draw_quality_latency(results, folder / "quality_latency.png")
     draw_timelines(results, folder / "timelines.png")
     page = write_gallery(results, folder, plan.options.gallery)

@@ -58,10 +58,10 @@ class RecordedPrompts:
     def of(cls, pipeline: Pipeline, batches: Batches, probes: AdaCacheConfig) -> RecordedPrompts:
         """Every process of a torchrun records its own batches.  The growth is measured on the first ones,
         those that hold GROWN videos together."""
-        own, few = batches[rank() :: world_size()], -(-GROWN // (len(batches[0]) * world_size()))
-        if not own:
+        if len(batches) < world_size():
             raise ValueError(f"{len(batches)} batches for {world_size()} processes; allowed: one each, or "
                              "more")
+        own, few = batches[rank() :: world_size()], -(-GROWN // (len(batches[0]) * world_size()))
         first, truths = zip(*(record(pipeline, batch, probes) for batch in own[:few]), strict=True)
         growth = measured_growth(pipeline, own[:few], Recording.joined(first), torch.cat(truths))
         others = (record(pipeline, batch, probes)[0] for batch in own[few:])

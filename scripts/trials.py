@@ -67,8 +67,9 @@ class Trials:
     def denoised(self, batch: Sequence[SampleRequest], opened: SamplingContext) -> tuple[float, Any]:
         """Seconds of denoising, as `Pipeline.generate` takes them, and what was opened; without decoding."""
         pipeline, watch = self.pipeline, Stopwatch(self.pipeline.device)
-        captions, z = pipeline.encode_texts(batch)[0], pipeline.noise(batch, clip=0)
-        with watch("denoise"):
+        with pipeline.in_use(pipeline.text_encoder):
+            captions, z = pipeline.encode_texts(batch)[0], pipeline.noise(batch, clip=0)
+        with pipeline.in_use(pipeline.model), watch("denoise"):
             _, runs = pipeline.denoise(z, captions, None, batch, 0, opened, lambda step, steps, context: None)
         return watch.seconds["denoise"], runs[0].context
 

@@ -26,6 +26,7 @@ import torch
 from cache_choice import open_cache
 from exit_status import exit_status
 from mmengine.config import DictAction
+from prompt_flags import add_prompt_file_flag, check_unreported, unreported_prompts
 from recorded_prompts import RecordedPrompts, as_options, in_batches, open_pipeline
 from rivals import PAB, RIVALS, DeltaDiT, FirstBlockCache, Rival, TeaCache, TGate, open_rival, rival_values
 from rivals.offline_schedule import offline_schedule
@@ -35,12 +36,12 @@ from trials import Outcome, Trials, say
 
 from adacache import AdaCacheConfig
 from adacache.config import one_of
-from opensora.datasets.shapes import held_out_prompts
 from opensora.parallel import of_all_processes, process_group, rank
 from opensora.pipeline import Pipeline
+from opensora.utils.prompts import load_prompts
+from opensora.utils.sample_record import write_whole
 from opensora.utils.sample_request import SampleRequest
 
-REPORTED_SEED = 0            # of the prompts on which methods are compared
 LEAST, DOUBLINGS = 0.01, 10  # thresholds from 0.01 to 10.24
 PRECISION = 1.05             # of a threshold: a smaller one by this factor is not fast enough
 OFFLINE = "offline_schedule"  # AdaCache's own slots with given steps and plain reuse
@@ -190,14 +191,16 @@ def record(best: Tried, target: float, args: argparse.Namespace) -> dict[str, An
 
 def tune(args: argparse.Namespace) -> None:
     pipeline, probes = open_pipeline(args.config, args.cfg_options)
-    prompts = held_out_prompts(args.prompts, args.prompt_seed)
+    prompts = unreported_prompts(args.prompts, args.prompt_seed)
+    if args.prompt_path is not None:
+        prompts = load_prompts(args.prompt_path)[: args.prompts]
     bench = Bench(pipeline, [request for request, in in_batches(pipeline.config, prompts, 1)], probes)
     for name, target in product(args.rivals, args.target_speedup):
         best = tuned(name, bench, target)
         file = args.out / f"{name}_{target:g}x.json"
         if rank() == 0:
             args.out.mkdir(parents=True, exist_ok=True)
-            file.write_text(json.dumps(record(best, target, args), indent=2) + "\n", encoding="utf-8")
+            write_whole(file, json.dumps(record(best, target, args), indent=2) + "\n")
         say(f"{file}{'' if best.speed_up >= target else ', not fast enough'}: {best}")
 
 
@@ -205,9 +208,7 @@ def check(args: argparse.Namespace) -> None:
     """Raises ValueError for what no model is needed to refuse."""
     if args.prompts < 2:
         raise ValueError(f"prompts={args.prompts}; allowed: 2 or more")
-    if args.prompt_seed == REPORTED_SEED:
-        raise ValueError(f"prompt_seed={args.prompt_seed}; allowed: any but {REPORTED_SEED}, on whose "
-                         "prompts methods are compared")
+    check_unreported(args.prompt_seed)
     for target in args.target_speedup:
         if not 1 < target < math.inf:
             raise ValueError(f"target_speedup={target:g}; allowed: numbers above 1")
@@ -226,6 +227,7 @@ def main() -> int:
                         help=f"of {', '.join(NAMES)}; default: all")
     parser.add_argument("--prompts", type=int, default=8, metavar="N")
     parser.add_argument("--prompt-seed", type=int, default=1, metavar="N", help="any but 0")
+    add_prompt_file_flag(parser)
     parser.add_argument("--out", type=Path, required=True, metavar="FOLDER")
     parser.add_argument("--cfg-options", nargs="+", action=DictAction, metavar="KEY=VALUE")
     args = parser.parse_args()

@@ -8,7 +8,7 @@ nothing of this project:
     python scripts/evaluate.py configs/eval/NAME.py --report
 
 It downloads its models on first use.  Scored are those dimensions that need no prompt list of VBench's own;
-FOLDER/vbench.json holds the score of each, method by method, and a method that is there is not scored again.
+FOLDER/vbench.json holds the score of each, method by method; the same videos are not scored again.
 """
 from __future__ import annotations
 
@@ -46,13 +46,18 @@ def run(folder: Path, dimensions: list[str], device: str) -> None:
     file = folder / "vbench.json"
     scores = json.loads(file.read_text()) if file.is_file() else {}
     for videos in methods:
-        if set(dimensions) <= set(scores.get(videos.name, ())):
+        files = sorted(path.name for path in videos.glob("*.mp4"))
+        before = scores.get(videos.name, {})
+        known = before["dimensions"] if before.get("videos") == files else {}  # of other videos: old
+        missing = [dimension for dimension in dimensions if dimension not in known]
+        if not missing:
             continue
-        scores[videos.name] = score(videos, dimensions, device)
+        found = {**known, **score(videos, missing, device)}
+        scores[videos.name] = {"videos": files, "dimensions": found}
         partial = file.with_suffix(".partial")
         partial.write_text(json.dumps(scores, indent=1) + "\n")
         partial.replace(file)
-        print(f"{videos.name}: " + ", ".join(f"{k} {v:.4f}" for k, v in scores[videos.name].items()))
+        print(f"{videos.name}: " + ", ".join(f"{name} {value:.4f}" for name, value in found.items()))
 
 
 def main() -> int:

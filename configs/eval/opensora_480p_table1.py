@@ -39,13 +39,14 @@ methods = {
     "TeaCache, slow": dict(rival=dict(type="teacache", threshold=0.1)),
     "TeaCache, fast": dict(rival=dict(type="teacache", threshold=0.2)),
     "AdaCache as published, slow": dict(
-        adacache=dict(codebook="published-slow"),
+        adacache=dict(codebook="published-slow", granularity="block"),
         published=row(79.66, 29.97, 0.0456, 0.9085, 2195.50, 37.01, 1.46)),
     "AdaCache as published, fast": dict(
-        adacache=dict(codebook="published-fast"),
+        adacache=dict(codebook="published-fast", granularity="block"),
         published=row(79.39, 24.92, 0.0981, 0.8375, 1331.97, 24.16, 2.24)),
     "AdaCache as published, fast + MoReg": dict(
-        adacache=dict(codebook="published-fast", moreg=dict()), against="AdaCache as published, fast",
+        adacache=dict(codebook="published-fast", granularity="block", moreg=dict()),
+        against="AdaCache as published, fast",
         published=row(79.48, 25.78, 0.0867, 0.8530, 1383.66, 25.71, 2.10)),
     "AdaCache, slow": dict(adacache=dict(codebook="slow"), against="AdaCache as published, slow"),
     "AdaCache, fast": dict(adacache=dict(codebook="fast"), against="AdaCache as published, fast"),

@@ -15,9 +15,12 @@ methods = {
     "Open-Sora": dict(published=dict(seconds_total=419.60, speedup_total=1.0)),
     "fewer steps, 21": dict(steps=21),
     "AdaCache as published, fast": dict(
-        adacache=dict(codebook="published-fast"), published=dict(seconds_total=89.53, speedup_total=4.7)),
+        adacache=dict(codebook="published-fast", granularity="block"),
+        published=dict(seconds_total=89.53, speedup_total=4.7)),
     "AdaCache as published, fast + MoReg": dict(
-        adacache=dict(codebook="published-fast", moreg=dict()), against="AdaCache as published, fast",
+        adacache=dict(codebook="published-fast", granularity="block", moreg=dict()),
+        against="AdaCache as published, fast",
         published=dict(seconds_total=93.50, speedup_total=4.5)),
+    "TeaCache, fast": dict(rival=dict(type="teacache", threshold=0.2)),
     "AdaCache, fast": dict(adacache=dict(codebook="fast"), against="AdaCache as published, fast"),
 }

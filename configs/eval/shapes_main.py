@@ -39,7 +39,9 @@ methods = {
                                  against=f"AdaCache calibrated, {speed}x")
        for speed in ("1.5", "2.5")
        for name, file in (("TeaCache", "teacache"), ("FirstBlockCache", "first_block_cache"),
-                          ("T-GATE", "tgate"), ("Delta-DiT", "delta_dit"))},
+                          ("Delta-DiT", "delta_dit"))},
+    "T-GATE, 1.5x": dict(rival=f"{rivals}/tgate_1.5x.json", against="AdaCache calibrated, 1.5x"),
+    "T-GATE, fastest found": dict(rival=f"{rivals}/tgate_2.5x.json"),
     "PAB, as published (2, 4, 6)": dict(rival=dict(type="pab")),
     "PAB, tuned": dict(rival=f"{rivals}/pab_1.5x.json"),
     **{f"offline schedule, {speed}x": dict(adacache=f"{rivals}/offline_schedule_{speed}x.json",

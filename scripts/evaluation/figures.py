@@ -13,8 +13,9 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.transforms import Bbox
 
-PALETTE = ("#1f6fb4", "#d1495b", "#2a9d6f", "#e08e1b", "#7b5ea7", "#3aa6b9", "#8c6d46", "#c45ab3")
-MARKERS = "osD^vPXh"
+PALETTE = ("#1f6fb4", "#d1495b", "#2a9d6f", "#e08e1b", "#7b5ea7", "#3aa6b9", "#8c6d46", "#c45ab3", "#8fae1b",
+           "#3b3f8f", "#e58fa5", "#5f7f8c")
+MARKERS = "osD^vPX"  # 7 for 12 colours: the pair comes again after 84 families
 REFERENCE = "#8a929a"
 COMPUTED, PARTLY, REUSED = "#1f6fb4", "#e08e1b", "#eceff2"
 # scikit-image gives two equal videos an infinite PSNR, other code caps it at 100

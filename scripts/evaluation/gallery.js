@@ -60,7 +60,7 @@ let before = 0;
 function tick(now) {
   const passed = Math.min(now - before, 100) / 1000; // a tab in the background has no ticks
   before = now;
-  if (clock.playing && !clock.held && !find("#scrub:active")) {
+  if (clock.playing && clock.duration > 0 && !clock.held && !find("#scrub:active")) {
     clock.time += passed * clock.speed;
     if (clock.time >= clock.duration) moveTo(0);
     else active().forEach(follow);
@@ -113,11 +113,16 @@ const watch = new IntersectionObserver((entries) => {
 }, { rootMargin: "50%" });
 videos.forEach((video) => watch.observe(video));
 
+function measure() {
+  clock.duration = Math.max(0, ...videos.map((video) => video.duration || 0));
+  find("#scrub").max = clock.duration;
+}
+
 async function start() {
   filter();
   await Promise.all(videos.map((video) => settled(video, "canplay", () => video.readyState > 2)));
-  clock.duration = Math.max(0, ...videos.map((video) => video.duration || 0));
-  find("#scrub").max = clock.duration;
+  measure();
+  for (const video of videos) video.addEventListener("loadedmetadata", measure); // those that took longer
   await moveTo(0);
   requestAnimationFrame(tick);
   toggle(clock.duration > 0 && !matchMedia("(prefers-reduced-motion: reduce)").matches);

@@ -30,7 +30,7 @@ def write_gallery(results: Mapping[str, Any], folder: Path, prompts: int) -> Pat
     names = ordered_methods(results)
     rows = first_pairs(results, prompts)
     files = [clip_file(video, folder) for row in rows for video in row.values()]
-    clips = [file for file in files if file is not None]
+    clips = [file for file in files if file is not None and file.suffix != ".png"]
     fps = clip_size(clips[0])[2] if clips else DEFAULT_FPS
     title = f"Evaluation: {results['config']}"
     page = Template(own_file("gallery.html")).substitute(
@@ -149,15 +149,22 @@ def prompt_row(row: Mapping[str, Mapping[str, Any]], results: Mapping[str, Any],
 
 def clip(index: int, video: Mapping[str, Any], results: Mapping[str, Any], folder: Path) -> str:
     """A video with its method's name, its schedule and its numbers."""
-    file, name = clip_file(video, folder), video["method"]
+    name = video["method"]
     colour = family_colours(results)[results["methods"][name]["family"]]
-    player = '<div class="absent">no video</div>'
-    if file is not None:
-        width, height, _ = clip_size(file)
-        player = (f'<video muted playsinline preload="auto" width="{width}" height="{height}" '
-                  f'src="{data_uri(file, "video/mp4")}"></video>')
-    return (f'<figure data-method="{index}">{player}\n<figcaption>{dot(colour)}{escape(name)}</figcaption>\n'
+    return (f'<figure data-method="{index}">{player(clip_file(video, folder))}\n'
+            f"<figcaption>{dot(colour)}{escape(name)}</figcaption>\n"
             f"{strip(video)}\n{clip_numbers(video, results)}</figure>")
+
+
+def player(file: Path | None) -> str:
+    """Of a video, or of the picture that a run of one frame makes."""
+    if file is None:
+        return '<div class="absent">no video</div>'
+    width, height, _ = clip_size(file)
+    size = f'width="{width}" height="{height}"'
+    if file.suffix == ".png":
+        return f'<img alt="" {size} src="{data_uri(file, "image/png")}">'
+    return f'<video muted playsinline preload="auto" {size} src="{data_uri(file, "video/mp4")}"></video>'
 
 
 def strip(video: Mapping[str, Any]) -> str:

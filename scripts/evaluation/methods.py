@@ -7,11 +7,12 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import Any
 
-from cache_choice import check_cache, checked_settings, open_cache, read_settings
+from cache_choice import check_opens, checked_settings, open_cache, read_settings
 from rivals import open_rival, read_rival
 from torch import nn
 
 from adacache import AdaCacheConfig, FixedSchedule
+from adacache.config import is_number
 from evaluation.metrics import METRICS
 from opensora.utils.config import check_keys
 
@@ -56,7 +57,7 @@ class Method:
     def check(self, model: nn.Module) -> None:
         """Raise ValueError where it does not fit the model or the number of steps."""
         try:
-            check_cache(self.cache, model, self.steps)
+            check_opens(lambda: self.opened(model, self.steps))
         except ValueError as error:
             raise ValueError(f"methods[{self.name!r}]: {error}") from error
 
@@ -80,6 +81,10 @@ def read_methods(given: object, steps: int) -> dict[str, Method]:
             methods[name] = read_method(name, values, steps)
         except (TypeError, ValueError) as error:
             raise ValueError(f"{where}: {error}") from error
+    for name, method in methods.items():
+        if method.replay and (other := methods[method.replay]).steps != method.steps:
+            raise ValueError(f"methods[{name!r}].replay={method.replay!r}, of {other.steps} steps; allowed: "
+                             f"one of {method.steps}")
     check_folders(methods)
     return methods
 
@@ -88,7 +93,12 @@ def read_method(name: str, values: Mapping[str, Any], steps: int) -> Method:
     cache, rival = values.get("adacache"), values.get("rival")
     if isinstance(rival, str):
         rival = rival_file(rival)
+    if rival is not None and not isinstance(rival, Mapping):
+        raise ValueError(f"rival={rival!r}; allowed: dict(type=..., ...), or a file of such")
     more = {key: values[key] for key in ("against", "replay", "published") if key in values}
+    for key, number in values.get("published", {}).items():
+        if not is_number(number):
+            raise ValueError(f"published.{key}={number!r}; allowed: a number")
     check_keys(values.get("published", {}), (*METRICS, "vbench"), "published")
     if "replay" in more and cache is None:
         raise ValueError(f"replay={more['replay']!r} without adacache; allowed: with adacache=dict(...)")
@@ -96,7 +106,7 @@ def read_method(name: str, values: Mapping[str, Any], steps: int) -> Method:
         name=name, steps=checked_steps(values.get("steps", steps)), **more,
         cache=None if cache is None else checked_settings(cache),
         rival=None if rival is None else read_rival(rival),
-        family=values.get("family", name.split(",")[0]))
+        family=str(values.get("family", name.split(",")[0])))
 
 
 def rival_file(path: str) -> Mapping[str, Any]:

@@ -6,12 +6,12 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from statistics import NormalDist
 from typing import Any
 
 import numpy as np
 import torch
 from contact_sheet import uint8_frames
+from scipy import stats
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from evaluation.made import Made
@@ -151,18 +151,22 @@ def measured(made: Made, reference: Made, names: Iterable[str]) -> dict[str, flo
 
 
 def interval(values: np.ndarray) -> float:
-    """Half of the 95 % interval of the mean."""
-    if len(values) < 2:
+    """Half of the 95 % interval of the mean, by Student's t."""
+    if (count := len(values)) < 2:
         return 0.0
-    return float(NormalDist().inv_cdf(0.975) * values.std(ddof=1) / len(values) ** 0.5)
+    return float(stats.t.ppf(0.975, count - 1) * values.std(ddof=1) / count**0.5)
 
 
 def interval_of_median(values: np.ndarray) -> float:
     """The same of the median, by order statistics: no distribution is assumed."""
     count, ordered = len(values), np.sort(values)
-    reach = NormalDist().inv_cdf(0.975) * count**0.5 / 2
-    low, high = max(0, int(count / 2 - reach)), min(count - 1, int(np.ceil(count / 2 + reach)) - 1)
+    reach = stats.norm.ppf(0.975) * count**0.5 / 2
+    low, high = max(0, int(count / 2 - reach) - 1), min(count - 1, int(np.ceil(count / 2 + reach)))
     return float(ordered[high] - ordered[low]) / 2
+
+
+def available(names: Iterable[str], prompts: Sequence[str], device: torch.device) -> list[str]:
+    return [name for name in names if METRICS[name].missing(prompts, device) is None]
 
 
 def columns(names: Iterable[str], prompts: Sequence[str], device: torch.device) -> dict[str, dict[str, Any]]:

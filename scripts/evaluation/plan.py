@@ -76,7 +76,9 @@ class Plan:
         wanted = set(names or self.methods)
         if unknown := sorted(wanted - set(self.methods)):
             raise ValueError(f"only={unknown[0]!r}; allowed: {', '.join(self.methods)}")
-        wanted |= {self.methods[name].replay for name in wanted}
+        for name in reversed(self.methods):  # a method may only replay an earlier one
+            if name in wanted:
+                wanted.add(self.methods[name].replay)
         return replace(self, methods={name: m for name, m in self.methods.items() if name in wanted})
 
     def batches(self) -> list[Sequence[SampleRequest]]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +17,18 @@ from torch import nn
 
 from evaluation.made import Made
 from evaluation.methods import Method
+from evaluation.metrics import available
 from evaluation.plan import Plan
 from opensora.datasets.video_io import save_sample
+from opensora.parallel import rank
 from opensora.pipeline import Pipeline
 from opensora.utils.sample_record import write_whole
 from opensora.utils.sample_request import SampleRequest
 
+# keys of a config that say which samples, or where they go
+OF_A_SAMPLE = ("prompt", "prompt_path", "start_index", "end_index", "num_sample", "prompt_as_path", "seed",
+               "reference_path", "mask_strategy", "save_dir", "sample_name", "batch_size", "overwrite",
+               "verbose")
 SAMPLED = 1024  # values of each tensor that enter a fingerprint
 
 
@@ -31,6 +38,7 @@ class Records:
     def __init__(self, folder: Path, plan: Plan, pipeline: Pipeline) -> None:
         self.folder, self.plan = folder, plan
         self.settings = {name: settings_of(method, plan.methods) for name, method in plan.methods.items()}
+        self.metrics = available(plan.metrics, plan.prompts, pipeline.device)
         self.identity = identity(plan, pipeline)
         self._check_identity()
 
@@ -54,19 +62,20 @@ class Records:
         return self.folder / "videos" / method.slug / name
 
     def find(self, method: Method, request: SampleRequest) -> dict[str, Any] | None:
-        """A finished record with all metrics that are asked for; otherwise None.
+        """A finished record with all metrics that are asked for and can be had; otherwise None.
 
-        Raises ValueError for one made with other settings or of another prompt.
+        Raises ValueError for one made with other settings or of another sample.
         """
         file = self.file(method, request)
         if not file.is_file():
             return None
         record = read_json(file)
-        for key, value in (("settings", self.settings[method.name]), ("prompt", request.prompt)):
+        for key, value in (("settings", self.settings[method.name]), *sample_of(request).items()):
             if record.get(key) != value:
                 raise ValueError(f"{file}: made with {key}={record.get(key)!r}, but this run has {value!r}; "
                                  "allowed: another --out, or the same")
-        return record if set(self.plan.metrics) <= set(record["asked"]) else None
+        uncounted = self.plan.counts_flops([request]) and "tflops" not in record["metrics"]
+        return record if set(self.metrics) <= set(record["asked"]) and not uncounted else None
 
     def write(self, method: Method, request: SampleRequest, made: Made,
               metrics: Mapping[str, float]) -> None:
@@ -76,12 +85,12 @@ class Records:
         file.parent.mkdir(parents=True, exist_ok=True)
         video = save_sample(made.video, file.with_suffix(""), fps=self.plan.config.file_fps)
         write_whole(file, json.dumps({
-            "method": method.name, "settings": self.settings[method.name], "prompt": request.prompt,
-            "prompt_index": request.index, "seed": request.seed,
+            "method": method.name, "settings": self.settings[method.name], **sample_of(request),
+            "prompt_index": request.index, "seed": request.seed, "rank": rank(),
             "file": str(video.relative_to(self.folder)), "num_steps": made.num_steps,
             "computed_steps": list(made.computed_steps), "partly": list(made.partly),
             "seconds": {stage: round(value, 4) for stage, value in made.seconds.items()},
-            "asked": list(self.plan.metrics), "metrics": metrics}, indent=1) + "\n")
+            "asked": list(self.metrics), "metrics": metrics}, indent=1) + "\n")
 
     def read(self) -> list[dict[str, Any]]:
         """All finished ones of the plan, method by method."""
@@ -97,14 +106,21 @@ def settings_of(method: Method, methods: Mapping[str, Method]) -> str:
     return f"{method.steps} steps, {what}{replayed}"
 
 
+def sample_of(request: SampleRequest) -> dict[str, Any]:
+    """What the sample is made from, apart from models and noise."""
+    return {"prompt": request.prompt, "texts": list(request.texts), "reference_path": request.reference_path,
+            "mask_strategy": request.mask_strategy}
+
+
 def identity(plan: Plan, pipeline: Pipeline) -> dict[str, Any]:
-    """Of what results are comparable."""
-    config = plan.config
+    """Of all on which results depend, but methods, prompts and noise, which each record tells itself."""
     models = {name: fingerprint(module) for name, module in (
         ("model", pipeline.model), ("vae", pipeline.vae), ("text_encoder", pipeline.text_encoder.model))}
-    return {**models, "scheduler": {k: v for k, v in sorted(config.scheduler.items())}, "dtype": config.dtype,
-            "size": list(config.size), "frames": config.clip_frames, "fps": config.fps,
-            "batch": plan.options.batch}
+    cuda = pipeline.device.type == "cuda"
+    config = {key: value for key, value in asdict(plan.config).items() if key not in (*models, *OF_A_SAMPLE)}
+    told = {**models, **config, "size": plan.config.size, "frames": plan.config.clip_frames,
+            "batch": plan.options.batch, "device": torch.cuda.get_device_name() if cuda else "cpu"}
+    return json.loads(json.dumps(told))  # tuples become lists, as in the file
 
 
 def fingerprint(module: nn.Module) -> str:

@@ -8,16 +8,20 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from adacache import FixedSchedule
 from evaluation.made import Made
 from evaluation.methods import Method
-from evaluation.metrics import METRICS, measured
+from evaluation.metrics import measured
 from evaluation.plan import Plan
 from evaluation.records import Records, missing_methods
 from opensora.pipeline import Pipeline, Sample
 from opensora.utils.sample_request import SampleRequest
+
+# torch's counter knows the attention kernels of GPUs only
+CPU_ATTENTION = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu:
+                 lambda q, k, v, *more, out_shape=None, **options: sdpa_flop_count(q, k, v)}
 
 Opened = Callable[[nn.Module, int], AbstractContextManager[Any]]
 
@@ -28,8 +32,6 @@ class Sampling:
 
     def __init__(self, plan: Plan, pipeline: Pipeline, records: Records) -> None:
         self.plan, self.pipeline, self.records = plan, pipeline, records
-        missing = ((name, METRICS[name].missing(plan.prompts, pipeline.device)) for name in plan.metrics)
-        self.metrics = [name for name, why in missing if why is None]
         self.reference = Method(name="reference", steps=plan.steps)
 
     def warm_up(self, batch: Sequence[SampleRequest]) -> None:
@@ -53,7 +55,7 @@ class Sampling:
                 videos = self.generate(method, batch, counts, self.schedules(method, batch, steps))
             steps[method.name] = [made.computed_steps for made in videos]
             for request, made, all_steps in zip(batch, videos, reference, strict=True):
-                self.records.write(method, request, made, measured(made, all_steps, self.metrics))
+                self.records.write(method, request, made, measured(made, all_steps, self.records.metrics))
 
     def schedules(self, method: Method, batch: Sequence[SampleRequest],
                   steps: Mapping[str, Sequence[Sequence[int]]]) -> FixedSchedule | None:
@@ -92,7 +94,7 @@ def in_turn(methods: Sequence[Method], first: int) -> list[Method]:
 
 def counted_flops(pipeline: Pipeline, batch: Sequence[SampleRequest], opened: Opened) -> int:
     """Of denoising one batch, by torch's counter, which counts what is dispatched."""
-    counter = FlopCounterMode(display=False)
+    counter = FlopCounterMode(display=False, custom_mapping=CPU_ATTENTION)
 
     @contextmanager
     def counting(model: nn.Module, num_steps: int) -> Any:

@@ -13,7 +13,7 @@ import torch
 from evaluation.metrics import METRICS, columns, interval
 from evaluation.plan import Plan
 
-VBENCH = "vbench.json"  # of scripts/vbench_scores.py: {method: {dimension: score}}
+VBENCH = "vbench.json"  # of scripts/vbench_scores.py
 NO_VBENCH = "VBench: not scored; scripts/vbench_scores.py does, where vbench is installed"
 PAIRED = ("psnr", "ssim", "adherence", "motion")
 
@@ -24,7 +24,10 @@ def summarise(plan: Plan, records: Sequence[Record], folder: Path, device: torch
     """What results.json holds."""
     vbench = read_vbench(folder)
     shown = columns(plan.metrics, plan.prompts, device)
-    shown["vbench"] = {"label": "VBench", **({"digits": 4} if vbench else {"missing": NO_VBENCH})}
+    shown["vbench"] = vbench_column(vbench)
+    if "digits" in shown.get("tflops", {}):
+        counted = sum("tflops" in record["metrics"] for record in records) // max(1, len(plan.methods))
+        shown["tflops"]["label"] += f" ({counted} videos)"
     groups = {}
     for name, pattern in plan.options.groups.items():
         own = [record for record in records if re.search(pattern, record["prompt"])]
@@ -43,7 +46,8 @@ def method_rows(plan: Plan, records: Sequence[Record], vbench: Mapping[str, Any]
         own = of_methods[name]
         row = {"family": method.family, "num_steps": method.steps, "videos": len(own), **means(own)}
         if scores := vbench.get(method.slug):
-            row["mean"]["vbench"], row["vbench"] = float(np.mean(list(scores.values()))), scores
+            row["mean"]["vbench"] = float(np.mean(list(scores["dimensions"].values())))
+            row["vbench"] = scores["dimensions"]
         if method.published:
             row["published"] = dict(method.published)
         if own and method.against in of_methods:
@@ -93,6 +97,14 @@ def of_metric(records: Sequence[Record], name: str) -> np.ndarray:
 
 def key_of(record: Record) -> tuple[str, int, int]:
     return record["prompt"], record["prompt_index"], record["seed"]
+
+
+def vbench_column(vbench: Mapping[str, Any]) -> dict[str, Any]:
+    """The published number, in brackets, is VBench's own weighted mean of all its dimensions."""
+    if not vbench:
+        return {"label": "VBench", "missing": NO_VBENCH}
+    names = set().union(*(scores["dimensions"] for scores in vbench.values()))
+    return {"label": f"VBench, mean of {len(names)} dimensions", "digits": 4}
 
 
 def read_vbench(folder: Path) -> dict[str, Any]:

@@ -2,11 +2,13 @@
 from __future__ import annotations
 
 import csv
+import io
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 from rich.table import Table
+
+from evaluation.summary import PAIRED
 
 Results = Mapping[str, Any]
 
@@ -45,6 +47,10 @@ def rows(results: Results, methods: Mapping[str, Any]) -> tuple[list[str], list[
     heads = ["method", *(how["label"] for how in metrics.values())]
     cells = [[name, *(cell(row, m, how["digits"]) for m, how in metrics.items())]
              for name, row in methods.items()]
+    if len({row["videos"] for row in methods.values()}) > 1:  # some are still to be made
+        heads.insert(1, "videos")
+        for line, row in zip(cells, methods.values(), strict=True):
+            line.insert(1, str(row["videos"]))
     if any("against" in row for row in methods.values()):
         heads.append("PSNR, video by video")
         gains = map(gain_cell, methods.values())
@@ -82,17 +88,21 @@ def caption(results: Results) -> str:
     return "; ".join(parts) + "."
 
 
-def write_csv(results: Results, path: Path) -> None:
-    """One line per method: mean and interval of each metric, in full."""
-    metrics = list(shown_metrics(results))
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(["method", "family", "videos",
-                         *(f"{m}{suffix}" for m in metrics for suffix in ("", "_interval", "_published"))])
-        for name, row in results["methods"].items():
-            numbers = (part.get(m, "") for m in metrics
-                       for part in (row["mean"], row["interval"], row.get("published", {})))
-            writer.writerow([name, row["family"], row["videos"], *numbers])
+def as_csv(results: Results) -> str:
+    """One line per method: mean, interval and published number of each metric, in full, and the differences
+    to the method that it is compared with."""
+    metrics, text = list(shown_metrics(results)), io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    heads = [f"{m}{suffix}" for m in metrics for suffix in ("", "_interval", "_published")]
+    pairs = [f"{m}_difference{suffix}" for m in PAIRED for suffix in ("", "_interval")]
+    writer.writerow(["method", "family", "videos", *heads, "against", *pairs])
+    for name, row in results["methods"].items():
+        numbers = [part.get(m, "") for m in metrics
+                   for part in (row["mean"], row["interval"], row.get("published", {}))]
+        against = row.get("against", {})
+        gains = [against.get(m, {}).get(part, "") for m in PAIRED for part in ("mean", "interval")]
+        writer.writerow([name, row["family"], row["videos"], *numbers, against.get("method", ""), *gains])
+    return text.getvalue()
 
 
 def terminal(results: Results) -> Iterator[Table]:

@@ -75,6 +75,7 @@ def test_every_video_has_a_record_and_every_method_a_row(evaluate, config, tmp_p
     assert one["against"]["psnr"]["mean"] == pytest.approx(one["mean"]["psnr"] - other["mean"]["psnr"])
     plain, few = (rows[name]["mean"]["tflops"] for name in ("no cache", "fewer steps, 3"))
     assert 0.4 < few / plain < 0.6  # captions are embedded once in either
+    assert {video["rank"] for video in results["videos"]} == {0}
     assert one["mean"]["tflops"] / plain == pytest.approx(5 / 6, abs=0.03)
     for name in ("table.md", "quality_latency.png", "timelines.png", "gallery.html"):
         assert (folder / name).stat().st_size > 100
@@ -139,7 +140,8 @@ def test_results_of_another_run_are_refused(evaluate, config, tiny, tmp_path, ca
     save_file({k: v * 1.01 for k, v in weights.items()}, other / "model.safetensors", {"format": "pt"})
     for option, said in ((f"model.from_pretrained={other}", "results with model='STDiT3-"),
                          ("scheduler.cfg_scale=4.0", "results with scheduler={"),
-                         ("num_frames=34", "results with frames=17, but this run has 34"),
+                         ("num_frames=34", "results with num_frames=17, but this run has 34"),
+                         ("aes=6.5", "results with aes=None, but this run has 6.5"),
                          ("methods.fewer steps, 3.steps=2", "made with settings='3 steps, None'"),
                          ("prompt=a red circle", "made with prompt=")):
         capsys.readouterr()
@@ -161,6 +163,11 @@ def test_results_of_another_run_are_refused(evaluate, config, tiny, tmp_path, ca
     ("methods = dict(a=dict(adacache='none.json'))", "adacache='none.json'"),
     ("methods = dict(a=dict(adacache=dict(codebook='fst')))", "methods['a']: codebook='fst'"),
     ("methods = dict(a=dict(adacache=dict(probes=['x.attn'])))", "methods['a']: probe 'x.attn': no block x"),
+    ("methods = dict(a=dict(rival=3))", "methods['a']: rival=3; allowed: dict(type=..., ...)"),
+    ("methods = dict(a=dict(rival=dict(type='tgate', gate=9)))", "methods['a']: tgate.gate=9; allowed"),
+    ("methods = dict(a=dict(adacache={}, steps=4), b=dict(adacache={}, replay='a'))",
+     "methods['b'].replay='a', of 4 steps; allowed: one of 6"),
+    ("methods = dict(a=dict(published=dict(psnr='a')))", "published.psnr='a'; allowed: a number"),
     ("methods = dict(a=dict(published=dict(psrn=3)))", "published: unknown key 'psrn'; allowed: psnr"),
     ("methods = dict(a=dict(steps=0))", "methods['a']: steps=0; allowed: whole numbers from 1"),
     ("methods = {'a, b': dict(), 'A b': dict()}", "has the folder 'a-b', as has 'a, b'"),
@@ -203,6 +210,31 @@ def test_published_numbers_stand_beside_the_measured_ones(script, monkeypatch):
     assert cell({"mean": {}, "interval": {}, "published": fast}, "ssim", 3) == "[0.838]"
 
 
+def test_half_precision_is_measured_in_single(evaluate, config, tmp_path):
+    folder, bf16 = tmp_path / "out", ("--cfg-options", "dtype=bf16", "prompt=a red circle")
+    assert evaluate(config, folder, "--only", "fewer steps, 3", *bf16) == 0
+    assert 5 < results_of(folder)["methods"]["fewer steps, 3"]["mean"]["psnr"] < 100
+
+
+def test_attention_counts_on_a_cpu(script):
+    """2 x 2 products of 64 x 16 with 16 x 64, twice: q k^T, and the weights times v."""
+    sampling = script("evaluation.sampling")
+    q = torch.randn(2, 2, 64, 16)
+    with sampling.FlopCounterMode(display=False, custom_mapping=sampling.CPU_ATTENTION) as counter:
+        torch.nn.functional.scaled_dot_product_attention(q, q, q)
+    assert counter.get_total_flops() == 2 * 2 * (2 * 64 * 64 * 16) * 2
+
+
+def test_one_method_anew_leaves_the_others_in_the_report(evaluate, config, tmp_path):
+    folder = tmp_path / "out"
+    assert evaluate(config, folder, "--only", "fewer steps, 3") == 0
+    assert evaluate(config, folder, "--only", "AdaCache, rate 2") == 0
+    rows = results_of(folder)["methods"]
+    assert [rows[name]["videos"] for name in ("fewer steps, 3", "AdaCache, rate 2", "again")] == [2, 2, 0]
+    assert rows["AdaCache, rate 2"]["against"]["videos"] == 2
+    assert "| method | videos |" in (folder / "table.md").read_text()
+
+
 def test_unknown_methods_of_the_command_line_are_named(evaluate, config, tmp_path, capsys):
     assert evaluate(config, tmp_path / "out", "--only", "TeaCash") == 2
     assert "only='TeaCash'; allowed: no cache, fewer steps, 3" in capsys.readouterr().err
@@ -218,6 +250,7 @@ def test_two_processes_make_what_one_makes(evaluate, config, tmp_path):
          "AdaCache, rate 2"], capture_output=True, text=True, cwd=SCRIPTS.parent)
     assert done.returncode == 0, done.stderr
     one, two = (results_of(tmp_path / name)["videos"] for name in ("one", "two"))
+    assert [video["rank"] for video in two] == [0, 1]
     assert [(v["prompt"], v["computed_steps"], v["metrics"]["psnr"]) for v in one] == \
         [(v["prompt"], v["computed_steps"], pytest.approx(v["metrics"]["psnr"], abs=0.01)) for v in two]
 
@@ -280,15 +313,15 @@ def test_means_intervals_and_differences_by_hand(script):
     assert (found["least"]["psnr"], found["most"]["computed"]) == (22, 12)
     assert found["psnr_tenth"] == pytest.approx(22.9)
     assert found["psnr_pooled"] == pytest.approx(-10 * np.log10((10**-2.2 + 10**-3.1) / 2))
-    # 31 and 22: sd 6.36, over the root of two videos, times 1.96
-    assert found["interval"]["psnr"] == pytest.approx(1.96 * 4.5, rel=1e-3)
+    # 31 and 22: sd 6.36, over the root of two videos, times Student's 12.71
+    assert found["interval"]["psnr"] == pytest.approx(12.706 * 4.5, rel=1e-3)
     times = [record(i, speedup=value) for i, value in enumerate((1.0, 2.0, 2.1, 2.2, 90.0))]
     assert summary.means(times)["mean"]["speedup"] == 2.1
     hundred = script("evaluation.metrics").interval_of_median(np.arange(100.0))
-    assert hundred == pytest.approx(9.5, abs=1)  # the 40th to the 60th of them
+    assert hundred == 10.5  # from 39 values below to 39 above it, or more
     gain = summary.differences(b, a)
     assert gain["videos"] == 2 and gain["steps_follow"] == pytest.approx(1)
-    half = pytest.approx(1.96 * 0.5, rel=1e-3)
+    half = pytest.approx(12.706 * 0.5, rel=1e-3)
     assert gain["psnr"] == {"mean": 1.5, "interval": half, "least": 1, "most": 2}
 
 
@@ -314,6 +347,9 @@ def test_vbench_scores_stand_beside_the_others(script, evaluate, config, tmp_pat
     monkeypatch.setattr(sys, "argv", command)
     assert script("vbench_scores").main() == 0 and script("vbench_scores").main() == 0
     assert seen == [(["0000_s7.mp4", "0001_s7.mp4"], "custom_input")]  # once, and no record among the videos
+    kept = json.loads((folder / "vbench.json").read_text())
+    (folder / "vbench.json").write_text(json.dumps({k: {**v, "videos": []} for k, v in kept.items()}))
+    assert script("vbench_scores").main() == 0 and len(seen) == 2  # other videos have other scores
     assert evaluate(config, folder, "--only", "fewer steps, 3", "--report") == 0
     results = results_of(folder)
     assert "missing" not in results["metrics"]["vbench"]

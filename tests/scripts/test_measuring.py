@@ -191,6 +191,11 @@ def test_a_calibrated_profile_meets_its_target_and_refuses_other_runs(script, tm
     assert "prompt_seed=2; allowed: any but 2" in capsys.readouterr().err
     assert calibrate("--target-psnr", "20", "30") == 2
     assert "for several targets; allowed: a name with {} in it" in capsys.readouterr().err
+    (tmp_path / "few.txt").write_text("a red circle\na blue square\n\na green cross\n")
+    assert calibrate("--target-psnr", "20", "--prompt-path", str(tmp_path / "few.txt")) == 2
+    assert "few.txt' holds 3 prompts; allowed: 4 or more, to find" in capsys.readouterr().err
+    assert calibrate("--target-psnr", "20", "--prompt-seed", "0") == 2
+    assert "prompt_seed=0; allowed: any but 0" in capsys.readouterr().err
 
     def generate(folder: str, *options: str) -> int:
         monkeypatch.setattr(sys, "argv", [
@@ -205,6 +210,15 @@ def test_a_calibrated_profile_meets_its_target_and_refuses_other_runs(script, tm
     assert "settings of a run with input_shape=" in capsys.readouterr().err
 
 
+def test_prompts_to_choose_by_are_none_of_those_that_are_reported(script, tmp_path):
+    flags = script("prompt_flags")
+    chosen = flags.unreported_prompts(40, 1)
+    assert len(chosen) == 40 and not set(chosen) & set(held_out_prompts(128))
+    (tmp_path / "p.txt").write_text("\n".join(f"prompt {i}" for i in range(9)))
+    found, tried = flags.split_prompts(str(tmp_path / "p.txt"), 4, 16)
+    assert (found, tried) == ([f"prompt {i}" for i in range(4)], ["prompt 6", "prompt 7", "prompt 8"])
+
+
 def test_computed_steps_for_a_speed_and_a_guarded_profile_by_hand(script, tmp_path):
     calibrate = script("calibrate")
     recorded = SimpleNamespace(recording=SimpleNamespace(num_steps=30))
@@ -217,9 +231,9 @@ def test_computed_steps_for_a_speed_and_a_guarded_profile_by_hand(script, tmp_pa
     outcome = script("trials").Outcome(np.array([39.0, 41.0]), np.array([11, 12]), 2.5,
                                        Signature("m", 30, (4, 5, 6, 7)))
     found = calibrate.Found(settings, 40.0, outcome)
-    args = SimpleNamespace(config="c.py", prompts=8, prompt_seed=1)
     assert calibrate.Target(2.5, True).met_by(found) and not calibrate.Target(40.1, False).met_by(found)
-    written = calibrate.profile(found, args)
+    written = calibrate.profile(found, known.speed_of(11.5))
+    assert written["foretold"] == {"psnr": 40.0, "speed_up": round(30 / (11.5 + 18.5 * 0.05), 3)}
     assert written["measured"]["computed_steps"] == 11.5 and written["measured"]["psnr"] == 40.0
     (tmp_path / "p.json").write_text(json.dumps(written))
     read = script("cache_choice").read_profile(str(tmp_path / "p.json"))
