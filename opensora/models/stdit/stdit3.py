@@ -323,7 +323,8 @@ class STDiT3(nn.Module):
         ):
             for block, caption in ((spatial, caption_s), (temporal, caption_t)):
                 if recompute:
-                    x = checkpoint(block, x, t, caption, conditions.rope, T, S, use_reentrant=False)
+                    x = checkpoint(block, x, t, caption, conditions.rope, T, S, conditions.split,
+                                   use_reentrant=False)
                 else:
                     x = block(x, t, caption, conditions.rope, T, S, conditions.split)
         return x
