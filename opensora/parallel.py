@@ -2,9 +2,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import accumulate
 from math import prod
 from typing import Any
 
@@ -93,6 +94,9 @@ class Mesh:
         return group_rank(self.video) == 0
 
 
+ALONE = Mesh()
+
+
 def mesh_shape(sp_size: int | None, cfg_size: int, world: int, local: int) -> tuple[int, int, int]:
     """(dp, cfg, sp) for `world` processes, `local` of them on each node; see `Mesh.of`."""
     if sp_size is None:
@@ -141,3 +145,28 @@ def gathered(x: Tensor, dim: int, sizes: Sequence[int], group: ProcessGroup) -> 
     """The parts of all ranks, joined along `dim`, where they have `sizes`: the same everywhere."""
     shapes = [(*x.shape[:dim], size, *x.shape[dim + 1 :]) for size in sizes]
     return torch.cat(exchange([x] * len(sizes), shapes, group), dim=dim)
+
+
+def shared_out(work: Callable[[slice], Tensor], lengths: Sequence[int], dim: int,
+               group: ProcessGroup | None) -> Tensor:
+    """`work` on all of some items, of which each rank does its share: the same everywhere.
+
+    work: of some of the items in order, joined along `dim`, where item i has lengths[i].
+    """
+    if group is None:
+        return work(slice(None))
+    ends = list(accumulate(shares(len(lengths), group), initial=0))
+    parts = [slice(start, end) for start, end in zip(ends, ends[1:], strict=False)]
+    sizes, own = [sum(lengths[part]) for part in parts], group_rank(group)
+    # a rank without an item does the first one, for its shape
+    done = work(parts[own] if sizes[own] else slice(1)).narrow(dim, 0, sizes[own])
+    return gathered(done, dim, sizes, group)
+
+
+def said_by_first(value: Any, group: ProcessGroup | None) -> Any:
+    """What the first rank of a group passes, on all of them."""
+    if group is None:
+        return value
+    said = [value]
+    dist.broadcast_object_list(said, group=group, group_src=0)
+    return said[0]
