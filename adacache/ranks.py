@@ -35,9 +35,9 @@ class Ranks:
     def summed(self, own: Sequence[Tensor]) -> list[Tensor]:
         """Sums over all ranks of the video, by one all-reduce.  own: fp32, of the same shapes on every rank.
 
-        What one rank has as NaN all have as NaN then, and all have the same bits.
+        All have the same bits then, for each sum is made in one place; a NaN of one rank all have as NaN.
         """
-        if self.video is None:
+        if self.video is None or not own:
             return list(own)
         flat = torch.cat([x.flatten() for x in own])
         dist.all_reduce(flat, group=self.video)
@@ -60,7 +60,7 @@ class Ranks:
         received = x.new_empty(self.row_parts * own.numel())
         dist.all_to_all_single(received, torch.cat([piece.flatten() for piece in pieces]),
                                [own.numel()] * self.row_parts, sizes, group=self.rows)
-        return received.view(-1, *own.shape[1:])
+        return received.view(self.row_parts * len(x), *own.shape[1:])
 
 
 ALONE = Ranks()

@@ -107,6 +107,15 @@ def test_only_a_forecast_and_only_with_rows_on_several_ranks_sends_residuals(ran
         assert sent == {"patches": set(), "rows": {"batch", "guard", "forecast", "replay"}}
 
 
+@pytest.mark.parametrize("name, tensors", [("guard", 2), ("forecast", 4)])
+def test_of_each_tensor_rows_on_two_ranks_exchange_one_half(ranks, name, tensors):
+    half = len(ranks) // 2
+    for first, second in zip(ranks[:half], ranks[half:], strict=True):  # of the same patches
+        sent = [sum(found["rows"][name]["calls"]["all_to_all"][:tensors]) for found in (first, second)]
+        whole = first["rows"][name]["out"].nbytes  # all videos are due at step 1
+        assert sum(sent) == tensors * whole and abs(sent[0] - sent[1]) < whole
+
+
 def test_rows_on_several_ranks_cannot_decide_alone(ranks):
     for found in ranks:
         assert found["refused"] == [
