@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from adacache.config import AdaCacheConfig, is_whole
 from adacache.forecast import Forecast
+from adacache.ranks import ALONE, Ranks
 from adacache.residual import ResidualCache, StackCache
 from adacache.session import Session
 from adacache.signature import model_name
@@ -19,16 +20,19 @@ STACK = ""  # the model's own path: the slot of the whole stack of blocks
 
 
 @contextmanager
-def adaptive_cache(model: nn.Module, config: AdaCacheConfig, num_steps: int) -> Iterator[Session]:
+def adaptive_cache(model: nn.Module, config: AdaCacheConfig, num_steps: int,
+                   ranks: Ranks = ALONE) -> Iterator[Session]:
     """Cache the residuals of one sampling run: `num_steps` calls of the model, one for each denoising step.
 
     model: any with slots (protocol: `adacache.residual`) in blocks and, for granularity="stack", in itself.
+    ranks: that make the same videos together, each with some patches of all frames or some rows.  All enter
+    such a `with`, with the same settings, and take the same decisions.
     Raises ValueError for a probe that names no block, a missing slot, or settings made for another run;
     RuntimeError for a model that is inside such a `with` already, and for a run of another number of steps.
     """
     slots = free_slots(model)
     check_num_steps(config, num_steps)
-    session = Session(config, num_steps, model_name(model))
+    session = Session(config, num_steps, model_name(model), ranks)
     session.check_made_for(None)
     config = session.config
     caches = make_caches(config, slots, session)
@@ -115,7 +119,7 @@ def make_caches(config: AdaCacheConfig, slots: Mapping[str, nn.Module],
     if STACK in slots:
         wanted = config.forecast or (config.schedule is None and config.guard < math.inf)
         caches[STACK] = StackCache(STACK, not by_block, tuple(caches.values()),
-                                   Forecast(config.forecast) if wanted else None)
+                                   Forecast(config.forecast, session.ranks) if wanted else None)
     return caches
 
 

@@ -122,16 +122,17 @@ class ReplayedSession(Session):
 
     def __init__(self, recording: Recording, config: AdaCacheConfig) -> None:
         super().__init__(config, recording.num_steps)
-        self.recording = recording
+        self.recording, self.distance_of = recording, lambda sums: sums[..., 0]  # itself, not sums
         self.probes = [probe for probe in recording.distances if probe in config.probes]  # in depth order
 
     def measure(self, new: Tensor, cached: Tensor, S: int) -> None:
         for group in self.due:
             video, last = self.groups.index(group), group.record.computed_steps[-1]
             probe = self.probes[len(group.distances)]
-            group.distances.append(self.recording.distances[probe][video, self.step, last])
-            score = self.recording.motion[probe][video, self.step]
-            group.motion_now = self.motion(lambda strides, score=score: score)
+            group.distances.append(self.recording.distances[probe][video, self.step, last][None])
+            if self.moreg_now is not None:
+                score = self.recording.motion[probe][video, self.step]
+                group.motion_sums = torch.stack([score, torch.ones_like(score)])[None]
 
 
 def growth_of_errors(recording: Recording, final: Mapping[int, Tensor]) -> Tensor:

@@ -12,15 +12,18 @@ left of the change.  Where that explains little, as in the first steps, w is 0; 
 drift steadily.
 
 Legend: B rows, T frames, S patches per frame, C channels; b of the B rows, p each of v videos; n terms, as
-many as the order.
+many as the order; R ranks that the rows of a video are on, usually 1.
 """
 from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import nullcontext
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+from adacache.ranks import ALONE, Ranks
 
 LARGEST = 1.2   # weight: further out is noise
 ENOUGH = 0.2    # share of the last change that a forecast must explain; with less, reuse is safer
@@ -28,53 +31,79 @@ GUIDANCE = 5.0  # a usual scale; at any, what two rows do not have in common mak
 CHUNK = 512     # tokens whose inner products are summed at once, so that fp32 copies stay small
 
 
+@dataclass(frozen=True)
+class Observed:
+    """What a computed step showed of its rows.
+
+    products: inner products of change, differences and new residual, all with all, over the tokens that are
+    here: [v, R p, 2 + n, R p, 2 + n].
+    rows: index among all R B, None for all.  spans: j and j (j + g), [R b, n].
+    """
+
+    products: Tensor
+    rows: Tensor | None
+    spans: Tensor
+
+
 class Forecast:
     """Differences of one residual, and the weights of their terms, row by row.
 
     order: 0 keeps nothing and only tells how wrong reuse was.  differences: D1, D2, each [B, (T S), C].
-    weights: w1, w2, [B, n], fp32, on the device: nothing here waits for it.
+    weights: w1, w2, [R B, n], fp32, on the device: nothing here waits for it.
+    observed: at the running step; `learn` makes weights and `missed` of it.
     missed: of the videos computed last, squared error of the forecast and squared norm of the truth, [v, 2].
     """
 
-    def __init__(self, order: int) -> None:
-        self.order = order
+    def __init__(self, order: int, ranks: Ranks = ALONE) -> None:
+        self.order, self.ranks = order, ranks
         self.differences: list[Tensor] = []
         self.weights: Tensor | None = None
+        self.observed: Observed | None = None
         self.missed: Tensor | None = None
 
     def start(self, residual: Tensor) -> None:
         """At the first computed step: nothing is known of the change, so what follows is plain reuse."""
         self.differences = [torch.zeros_like(residual) for _ in range(self.order)]
-        self.weights = torch.zeros(len(residual), self.order, device=residual.device, dtype=torch.float32)
+        self.weights = torch.zeros(self.ranks.row_parts * len(residual), self.order, device=residual.device,
+                                   dtype=torch.float32)
 
     def ahead(self, rows: Tensor | None, clocks: Tensor) -> list[tuple[Tensor, Tensor]]:
         """The terms to add to the last residual, as (factor [b, 1, 1], difference [b, (T S), C]).
 
         rows: index of b rows, None for all.  clocks: [b, 4], see `clock_numbers`.
         """
-        factors = of_rows(self.weights, rows) * clocks[:, : self.order]
+        factors = of_rows(self.ranks.own_rows(self.weights), rows) * clocks[:, : self.order]
         return [(factor[:, None, None].to(difference.dtype), of_rows(difference, rows))
                 for factor, difference in zip(factors.unbind(1), self.differences, strict=True)]
 
-    def update(self, last: Tensor, new: Tensor, videos: int, rows: Tensor | None, clocks: Tensor) -> None:
-        """At a computed step.
+    def observe(self, last: Tensor, new: Tensor, videos: int, rows: Tensor | None, clocks: Tensor) -> None:
+        """At a computed step; the new differences are known at once, their weights after `learn`.
 
         last, new: residuals of the due rows, [b, (T S), C], in which the videos take turns.  rows, clocks: as
         in `ahead`.
         """
-        change, spans = new - last, clocks[:, : self.order]
+        change, ranks = new - last, self.ranks
         known = [of_rows(difference, rows) for difference in self.differences]
-        products = inner_products((change, *known, new), videos)
+        products = inner_products([ranks.by_tokens(x) for x in (change, *known, new)], videos)
+        every = ranks.all_rows(rows, len(self.weights) // ranks.row_parts)
+        self.observed = Observed(products, every, clocks[:, : self.order].repeat(ranks.row_parts, 1))
+        self.differences = [stored(old, rows, difference) for old, difference
+                            in zip(self.differences, divided(change, known, clocks), strict=True)]
+
+    def learn(self, products: Tensor) -> None:
+        """What the forecast missed, and with which weights it would not have.
+
+        products: as observed, summed over all ranks.
+        """
+        rows, spans = self.observed.rows, self.observed.spans
         errors = of_errors(products, of_rows(self.weights, rows) * spans)
         self.missed = torch.stack([guided_norm(errors), guided_norm(products[:, :, -1, :, -1])], dim=1)
         if self.order:
-            own = products.diagonal(dim1=1, dim2=3).permute(3, 0, 1, 2).flatten(0, 1)  # [b, 2 + n, 2 + n]
+            own = products.diagonal(dim1=1, dim2=3).permute(3, 0, 1, 2).flatten(0, 1)  # [R b, 2 + n, 2 + n]
             terms = own[:, 1:-1, 1:-1] * spans[:, :, None] * spans[:, None, :]
             along = own[:, 0, 1:-1] * spans
-            weights = trusted(fitted(terms, along), terms, along, own[:, 0, 0], videos)
+            weights = trusted(fitted(terms, along), terms, along, own[:, 0, 0], len(products))
             self.weights = stored(self.weights, rows, weights)
-            self.differences = [stored(old, rows, difference) for old, difference
-                                in zip(self.differences, divided(change, known, clocks), strict=True)]
 
 
 def clock_numbers(reach: int, gap: int) -> tuple[float, float, float, float]:

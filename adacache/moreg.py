@@ -19,13 +19,24 @@ def motion_score(residual: Tensor, S: int, strides: Sequence[int] = (1,)) -> Ten
 
     residual: [B, (T S), C].  Returns: [], fp32, 0 (still) to 1; NaN where a stride leaves no pair of frames.
     """
+    return score_of(motion_sums(residual, S, strides))
+
+
+def motion_sums(residual: Tensor, S: int, strides: Sequence[int]) -> Tensor:
+    """Numerator and denominator for each of n strides: [n, 2], fp32.  Ranks that have some patches of all
+    frames have their own; the score is that of the totals."""
     frames = rearrange(residual, "b (t s) c -> b t s c", s=S)
 
-    def score(stride: int) -> Tensor:
+    def sums(stride: int) -> Tensor:
         later, earlier = frames[:, stride:], frames[:, :-stride]
-        return l1_norm(later - earlier) / (l1_norm(later) + l1_norm(earlier))
+        return torch.stack([l1_norm(later - earlier), l1_norm(later) + l1_norm(earlier)])
 
-    return torch.stack([score(stride) for stride in strides]).mean()
+    return torch.stack([sums(stride) for stride in strides])
+
+
+def score_of(sums: Tensor) -> Tensor:
+    """[..., n, 2], totals of `motion_sums` -> [...]."""
+    return (sums[..., 0] / sums[..., 1]).mean(dim=-1)
 
 
 def motion_factor(score: Tensor, scale: float, power: float) -> Tensor:

@@ -138,7 +138,7 @@ class StackCache(ResidualCache):
     def clear(self) -> None:
         super().clear()
         if self.forecast is not None:
-            self.forecast = Forecast(self.forecast.order)
+            self.forecast = Forecast(self.forecast.order, self.forecast.ranks)
 
     def run(self, x: Tensor, S: int, blocks: Blocks) -> Tensor:
         """x: [B, (T S), C] -> the same, after the stack."""
@@ -160,7 +160,7 @@ class StackCache(ResidualCache):
             new = (out - x).detach()
             if self.forecast is not None:
                 with self.measuring():
-                    self._learn(self.forecast, new, rows)
+                    self._observe(self.forecast, new, rows)
             self.save(S, stack=new)
         return out
 
@@ -178,13 +178,13 @@ class StackCache(ResidualCache):
         for cache in (self, *self.blocks):
             cache.reuse, cache.rows = reuse, None if rows is None else rows.index
 
-    def _learn(self, forecast: Forecast, new: Tensor, rows: Rows | None) -> None:
-        """What the forecast missed, and with which weights it would not have."""
+    def _observe(self, forecast: Forecast, new: Tensor, rows: Rows | None) -> None:
+        """What the forecast will learn from, once the sums of all ranks are known."""
         if not self.residuals:
             forecast.start(new)
         else:
             last = of_rows(self.residuals["stack"], self.rows)
-            forecast.update(last, new, self.due_videos, self.rows, self._clocks(rows, new.device))
+            forecast.observe(last, new, self.due_videos, self.rows, self._clocks(rows, new.device))
 
     def _clocks(self, rows: Rows | None, device: torch.device) -> Tensor:
         chosen = self.clocks if rows is None else [self.clocks[row] for row in rows.numbers]

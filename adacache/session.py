@@ -10,18 +10,19 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from adacache.config import AdaCacheConfig
+from adacache.config import AdaCacheConfig, MoRegConfig
 from adacache.forecast import clock_numbers
-from adacache.metric import residual_distance
-from adacache.moreg import motion_factor, motion_gradient, motion_score, regularized_distance
+from adacache.metric import METRICS
+from adacache.moreg import motion_factor, motion_gradient, motion_sums, regularized_distance, score_of
+from adacache.ranks import ALONE, Ranks
 from adacache.residual import ResidualCache, StackCache
 from adacache.schedule import AdaptiveSchedule, FixedSchedule, longest_rate
 from adacache.signature import Signature
@@ -48,8 +49,10 @@ class Group:
         self.unplanned = False  # due only because watched arguments changed
         self.known_from = 0     # step since which watched arguments are what they are
         self.motion = 1.0       # m of the last decision
-        self.distances: list[Tensor] = []        # of the running step, one for each probe: [], on the device
-        self.motion_now: Tensor | None = None    # m of the running step's deepest probe: [], on the device
+        # of the running step, on the device: what the metric sums, [n] for each probe; for the deepest one
+        # what the motion score sums, [strides, 2], or nothing
+        self.distances: list[Tensor] = []
+        self.motion_sums: Sequence[Tensor] | Tensor = ()
         self.record = VideoTrace()
 
     def clocks(self, step: int) -> tuple[int, int]:
@@ -79,9 +82,10 @@ class Found:
 class Session:
     """trace: the record of the run.  step: that runs, or comes next.  cache_bytes: held at most so far."""
 
-    def __init__(self, config: AdaCacheConfig, num_steps: int, model: str = "") -> None:
-        self.config = config = config.resolved()
-        self.model = model  # its name, for the signature
+    def __init__(self, config: AdaCacheConfig, num_steps: int, model: str = "", ranks: Ranks = ALONE) -> None:
+        self.config = config = on_rank(config.resolved(), ranks)
+        self.model, self.ranks = model, ranks  # the model's name, for the signature
+        self.distance_of = METRICS[config.metric].distance
         self.num_steps = num_steps
         self.step = 0
         self.cache_bytes = 0
@@ -187,18 +191,15 @@ class Session:
         with self.clock.span("measuring"):
             for i, group in enumerate(due):
                 own_rows = new[i :: len(due)]
-                group.distances.append(residual_distance(own_rows, cached[group.rows], self.config.metric))
-                group.motion_now = self.motion(partial(motion_score, own_rows, S))
+                group.distances.append(METRICS[self.config.metric].sums(own_rows, cached[group.rows]))
+                if (moreg := self.moreg_now) is not None:
+                    group.motion_sums = motion_sums(own_rows, S, moreg.strides)
 
-    def motion(self, score: Callable[[Sequence[int]], Tensor]) -> Tensor:
-        """m of one group; 1 without MoReg and outside its window.  Returns: [], fp32.
-
-        score: asked for only where it counts, with the strides.
-        """
+    @property
+    def moreg_now(self) -> MoRegConfig | None:
+        """None also outside its window, where m is 1."""
         moreg = self.config.moreg
-        if moreg is None or not moreg.applies_to(self.step, self.num_steps):
-            return torch.ones((), device=self.clock.device)
-        return motion_factor(score(moreg.strides), moreg.scale, moreg.power)
+        return moreg if moreg is not None and moreg.applies_to(self.step, self.num_steps) else None
 
     def end_step(self) -> None:
         due = self.due
@@ -208,29 +209,41 @@ class Session:
             check_saved(self.caches)
             for group in due:
                 group.record.computed_steps.append(self.step)
-            if due[0].distances:  # not at step 0, and never under a fixed schedule
+            if self.step > 0 and (self.config.schedule is None or self.config.forecast):
                 with self.clock.span("deciding"):
-                    for group, found in zip(due, self._found(due), strict=True):
-                        self._plan(group, found)
+                    self._decide(due)
             self.cache_bytes = max(self.cache_bytes, held_bytes(self.caches))
         self._running = False
         self.step += 1
 
-    def _found(self, due: Sequence[Group]) -> list[Found]:
-        """What the step brought for each of the due groups.  One device sync, for all of them at once."""
+    def _decide(self, due: Sequence[Group]) -> None:
+        """For all due groups at once, by sums over all ranks: one all-reduce, one device sync."""
         forecast = self.stack.forecast if self.stack is not None else None
-        probes, columns = len(due[0].distances), []
-        for i, group in enumerate(due):
-            columns.append([*group.distances, group.motion_now])
-            if forecast is not None:
-                columns[-1] += [*forecast.missed[i :: len(due)].sum(0), *forecast.weights[group.rows].mean(0)]
-            group.distances = []
-        found = []
-        for numbers in torch.stack([torch.stack(column) for column in columns]).tolist():
-            distances, motion, learnt = numbers[:probes], numbers[probes], numbers[probes + 1 :]
-            error = relative(*learnt[:2]) if learnt else None
-            found.append(Found(sum(distances) / probes, motion, error, tuple(learnt[2:])))
-        return found
+        measured = [torch.cat([*group.distances, *group.motion_sums]) for group in due if group.distances]
+        own = [torch.stack(measured)] if measured else []
+        if forecast is not None:
+            own.append(forecast.observed.products)
+        totals = self.ranks.summed(own)
+        if forecast is not None:
+            forecast.learn(totals.pop())
+            totals += [forecast.missed.unflatten(0, (-1, len(due))).sum(dim=0),
+                       torch.stack([forecast.weights[group.rows].mean(dim=0) for group in due])]
+        if self.config.schedule is None:
+            numbers = torch.cat(totals, dim=1).cpu()  # the device sync; what follows is the same on all ranks
+            for group, of_group in zip(due, numbers, strict=True):
+                self._plan(group, self._found(group, of_group))
+
+    def _found(self, group: Group, numbers: Tensor) -> Found:
+        """numbers: of one group, what was measured on all ranks, then what was learnt; on the host."""
+        sizes = [*map(len, group.distances), 2 * len(group.motion_sums)]
+        *probed, motion, learnt = numbers.split([*sizes, len(numbers) - sum(sizes)])
+        changes = [self.distance_of(sums).item() for sums in probed]
+        factor, moreg = 1.0, self.moreg_now
+        if moreg is not None:
+            factor = motion_factor(score_of(motion.view(-1, 2)), moreg.scale, moreg.power).item()
+        missed, weights = learnt[:2].tolist(), tuple(learnt[2:].tolist())
+        group.distances, group.motion_sums = [], ()
+        return Found(sum(changes) / len(changes), factor, relative(*missed) if missed else None, weights)
 
     def _plan(self, group: Group, found: Found) -> None:
         moreg, schedule, guard = self.config.moreg, group.schedule, self.config.guard
@@ -272,8 +285,22 @@ class Session:
         for cache in self.caches:
             cache.clear()
         for group in self.groups:
-            group.distances, group.motion_now = [], None
+            group.distances, group.motion_sums = [], ()
         self._watched = {}
+
+
+def on_rank(config: AdaCacheConfig, ranks: Ranks) -> AdaCacheConfig:
+    """The same for those rows of a video that are here.
+
+    Raises ValueError where they do not divide, or where each would decide for itself.
+    """
+    parts = ranks.row_parts
+    if config.rows_per_video % parts:
+        raise ValueError(f"rows_per_video={config.rows_per_video}, but a video's rows are on {parts} ranks; "
+                         f"allowed: multiples of {parts}")
+    if parts > 1 and config.decide == "row":
+        raise ValueError(f"decide='row', but a video's rows are on {parts} ranks; allowed: 'video', 'batch'")
+    return replace(config, rows_per_video=config.rows_per_video // parts)
 
 
 def make_groups(config: AdaCacheConfig, rows: int, num_steps: int) -> list[Group]:

@@ -1,13 +1,19 @@
-"""The processes of one `torchrun`: started here, asked here."""
+"""The processes of one `torchrun`: started here, asked here, and how they share videos, rows and tokens."""
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import accumulate
+from math import prod
 from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
+from torch.distributed import ProcessGroup
+from torch.distributed.device_mesh import init_device_mesh
 
 
 @contextmanager
@@ -18,7 +24,8 @@ def process_group() -> Iterator[None]:
         return
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+    # gloo beside nccl: for Python objects, and for `--device cpu` where there is a GPU
+    dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
     try:
         yield
     finally:
@@ -47,3 +54,119 @@ def of_all_processes(own: list[Any]) -> list[Any]:
     lists: list[Any] = [None] * world_size()
     dist.all_gather_object(lists, own)
     return [item for each in lists for item in each]
+
+
+@dataclass(frozen=True)
+class Mesh:
+    """The ranks of a run along dp (which videos), cfg (which rows of them) and sp (which tokens).
+
+    dp_size: how many parts the prompts have; dp_rank: the one that this rank makes.  Those with the same
+    dp_rank make the same videos.
+    video: all of these.  cfg: of them, those that have the same tokens, the conditional rows on the first and
+    the unconditional ones on the second.  sp: those that have the same rows.  None: this rank alone.
+    """
+
+    dp_size: int = 1
+    dp_rank: int = 0
+    video: ProcessGroup | None = None
+    cfg: ProcessGroup | None = None
+    sp: ProcessGroup | None = None
+
+    @classmethod
+    def of(cls, sp_size: int | None, cfg_size: int) -> Mesh:
+        """sp_size: None is all ranks of a node, divided by cfg_size.  Every process has to ask.
+
+        Raises ValueError for sizes that do not divide the number of processes.
+        """
+        dp, cfg, sp = mesh_shape(sp_size, cfg_size, world_size(), int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
+        if cfg * sp == 1:
+            return cls(dp, rank())
+        # sp is innermost, for it sends most: its ranks are neighbours, on one node where they fit
+        kind = training_device().type
+        mesh = init_device_mesh(kind, (dp, cfg, sp), mesh_dim_names=("dp", "cfg", "sp"))
+        video = init_device_mesh(kind, (dp, cfg * sp), mesh_dim_names=("dp", "video")).get_group("video")
+        return cls(dp, mesh.get_local_rank("dp"), video, mesh.get_group("cfg") if cfg > 1 else None,
+                   mesh.get_group("sp") if sp > 1 else None)
+
+    @property
+    def is_first(self) -> bool:
+        """Of the ranks of its videos: that one writes files and reports."""
+        return group_rank(self.video) == 0
+
+
+ALONE = Mesh()
+
+
+def mesh_shape(sp_size: int | None, cfg_size: int, world: int, local: int) -> tuple[int, int, int]:
+    """(dp, cfg, sp) for `world` processes, `local` of them on each node; see `Mesh.of`."""
+    if sp_size is None:
+        if local % cfg_size:
+            raise ValueError(f"cfg_size={cfg_size} does not divide the {local} processes of a node; "
+                             "allowed: 1")
+        sp_size = local // cfg_size
+    if world % (cfg_size * sp_size):
+        raise ValueError(f"sp_size={sp_size} with cfg_size={cfg_size} does not divide {world} processes; "
+                         f"allowed: {allowed_sizes(world)}")
+    return world // (cfg_size * sp_size), cfg_size, sp_size
+
+
+def allowed_sizes(world: int) -> str:
+    """Of sp, for each size of cfg."""
+    return "; ".join(f"{', '.join(str(sp) for sp in range(1, world + 1) if world % (cfg * sp) == 0)} with "
+                     f"cfg_size={cfg}" for cfg in (1, 2) if world % cfg == 0)
+
+
+def group_size(group: ProcessGroup | None) -> int:
+    return 1 if group is None else dist.get_world_size(group)
+
+
+def group_rank(group: ProcessGroup | None) -> int:
+    return 0 if group is None else dist.get_rank(group)
+
+
+def shares(count: int, group: ProcessGroup | None) -> tuple[int, ...]:
+    """How many of `count` things each rank of a group gets, the first ones one more if need be."""
+    size = group_size(group)
+    return tuple(count // size + (i < count % size) for i in range(size))
+
+
+def exchange(pieces: Sequence[Tensor], shapes: Sequence[Sequence[int]], group: ProcessGroup) -> list[Tensor]:
+    """Piece i goes to rank i, and rank i's own for this rank, of shape shapes[i], comes: one all-to-all.
+
+    Pieces may have different sizes, also 0.  Nothing flows back through it: no gradients.
+    """
+    sent, sizes = torch.cat([piece.flatten() for piece in pieces]), [prod(shape) for shape in shapes]
+    received = sent.new_empty(sum(sizes))
+    dist.all_to_all_single(received, sent, sizes, [piece.numel() for piece in pieces], group=group)
+    return [piece.view(*shape) for piece, shape in zip(received.split(sizes), shapes, strict=True)]
+
+
+def gathered(x: Tensor, dim: int, sizes: Sequence[int], group: ProcessGroup) -> Tensor:
+    """The parts of all ranks, joined along `dim`, where they have `sizes`: the same everywhere."""
+    shapes = [(*x.shape[:dim], size, *x.shape[dim + 1 :]) for size in sizes]
+    return torch.cat(exchange([x] * len(sizes), shapes, group), dim=dim)
+
+
+def shared_out(work: Callable[[slice], Tensor], lengths: Sequence[int], dim: int,
+               group: ProcessGroup | None) -> Tensor:
+    """`work` on all of some items, of which each rank does its share: the same everywhere.
+
+    work: of some of the items in order, joined along `dim`, where item i has lengths[i].
+    """
+    if group is None:
+        return work(slice(None))
+    ends = list(accumulate(shares(len(lengths), group), initial=0))
+    parts = [slice(start, end) for start, end in zip(ends, ends[1:], strict=False)]
+    sizes, own = [sum(lengths[part]) for part in parts], group_rank(group)
+    # a rank without an item does the first one, for its shape
+    done = work(parts[own] if sizes[own] else slice(1)).narrow(dim, 0, sizes[own])
+    return gathered(done, dim, sizes, group)
+
+
+def said_by_first(value: Any, group: ProcessGroup | None) -> Any:
+    """What the first rank of a group passes, on all of them."""
+    if group is None:
+        return value
+    said = [value]
+    dist.broadcast_object_list(said, group=group, group_src=0)
+    return said[0]

@@ -18,8 +18,10 @@ import opensora.models  # noqa: F401  registers the models
 import opensora.schedulers  # noqa: F401  registers the samplers
 from opensora.datasets.references import collect_references_batch
 from opensora.models.layers.attention import check_backend_fits
+from opensora.models.layers.token_split import TokenSplit
 from opensora.models.text_encoder.t5 import T5Encoder
 from opensora.models.vae.vae import OpenSoraVAE
+from opensora.parallel import ALONE, Mesh, group_size
 from opensora.registry import MODELS, SCHEDULERS, build_module
 from opensora.schedulers.rf import RFLOW
 from opensora.schedulers.rf.rectified_flow import RectifiedFlow
@@ -57,13 +59,19 @@ class Sample:
 
 
 class Pipeline:
-    """The models of a config, on one device, and the way through them."""
+    """The models of a config, on one device, and the way through them.
+
+    mesh: ranks that make the same videos do so together, each with all models: tokens and rows are shared in
+    denoising, frames in decoding, and what comes out is the same on all.
+    """
 
     def __init__(self, config: InferenceConfig, scheduler: RFLOW, model: nn.Module, vae: OpenSoraVAE,
-                 text_encoder: T5Encoder) -> None:
+                 text_encoder: T5Encoder, mesh: Mesh = ALONE) -> None:
         self.config, self.scheduler, self.device = config, scheduler, config.torch_device
         self.model, self.vae, self.text_encoder = model, vae, text_encoder
+        self.mesh, model.token_ranks = mesh, mesh.sp
         self.latent_size = vae.get_latent_size((config.clip_frames, *config.size))  # (T, h, w)
+        check_mesh(config, mesh, model.patch_grid(self.latent_size))
         text_encoder.y_embedder = model.y_embedder
         if not config.offload:
             for part in (model, vae, text_encoder):
@@ -71,13 +79,14 @@ class Pipeline:
 
     @classmethod
     def load(cls, config: InferenceConfig,
-             check: Callable[[nn.Module, int], object] = lambda model, num_steps: None) -> Pipeline:
+             check: Callable[[nn.Module, int], object] = lambda model, num_steps: None,
+             mesh: Mesh = ALONE) -> Pipeline:
         """Build what the config names.
 
         check: called with transformer and number of steps, before the larger text encoder is loaded.
 
         Raises ValueError, FileNotFoundError or ImportError for keys, weights and packages that are not there,
-        and for models that do not fit one another.
+        and for models that do not fit one another, or the mesh.
         """
         check_modules(config)
         scheduler = build_module(config.scheduler, SCHEDULERS)
@@ -87,7 +96,7 @@ class Pipeline:
         vae = build_module(config.vae, MODELS).to(config.torch_dtype).eval()
         text_encoder = build_module(_text_encoder_config(config), MODELS)
         check_fit(model, vae, text_encoder)
-        return cls(config, scheduler, model, vae, text_encoder)
+        return cls(config, scheduler, model, vae, text_encoder, mesh)
 
     @torch.no_grad()
     def generate(
@@ -120,7 +129,8 @@ class Pipeline:
                 with self.in_use(self.model), stopwatch("denoise"):
                     z, run = self.denoise(z, captions[clip], mask, requests, clip, sampling_context, progress)
                 with stopwatch("decode"), self.in_use(self.vae):
-                    clips.append(self.vae.decode(z.to(self.vae.dtype), num_frames=self.config.clip_frames))
+                    clips.append(self.vae.decode(z.to(self.vae.dtype), self.config.clip_frames,
+                                                 self.mesh.video))
                 runs.append(run)
             overlap = self.config.overlap_frames if len(clips) > 1 else 0
             parts = [clip[:, :, overlap if i else 0 :].cpu().float() for i, clip in enumerate(clips)]
@@ -192,7 +202,7 @@ class Pipeline:
                 latents.append(self.scheduler.denoise(
                     self.model, z[group], y[both], y_mask[group], self.device, sizes,
                     None if mask is None else mask[group], self.scheduler.cfg_scale,
-                    lambda step, steps, context=context: progress(step, steps, context)))
+                    lambda step, steps, context=context: progress(step, steps, context), self.mesh.cfg))
             runs += [DenoisingRun(context, row) for row in range(len(group))]
         return torch.cat(latents), runs
 
@@ -234,6 +244,20 @@ def check_modules(config: InferenceConfig) -> None:
                 raise FileNotFoundError(f"{name}: {error}") from error
         elif name == "model":
             logger.warning("model.from_pretrained is not set: weights are random, and so is what they make")
+
+
+def check_mesh(config: InferenceConfig, mesh: Mesh, grid: tuple[int, int, int]) -> None:
+    """Raise ValueError for a mesh of other sizes than the config's, and for frames that it cannot split.
+
+    grid: (T, H, W) in patches.
+    """
+    sizes = (("sp_size", config.sp_size, mesh.sp), ("cfg_size", config.cfg_size, mesh.cfg))
+    for key, asked, group in sizes:
+        if asked not in (None, group_size(group)):
+            raise ValueError(f"{key}={asked}; allowed: {group_size(group)}, for here every process makes "
+                             "videos of its own")
+    if mesh.sp is not None:
+        TokenSplit.of(grid[0], grid[1] * grid[2], mesh.sp)
 
 
 def check_fit(model: nn.Module, vae: OpenSoraVAE, text_encoder: T5Encoder) -> None:

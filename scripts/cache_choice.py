@@ -10,7 +10,8 @@ from typing import Any
 
 from torch import nn
 
-from adacache import PUBLISHED_KEYS, AdaCacheConfig, Session, adaptive_cache
+from adacache import PUBLISHED_KEYS, AdaCacheConfig, Ranks, Session, adaptive_cache
+from adacache.ranks import ALONE
 
 CODEBOOKS = ("slow", "fast", "published-slow", "published-fast")
 ALLOWED = f"off, {', '.join(CODEBOOKS)}, or a JSON file with settings of AdaCacheConfig"
@@ -88,10 +89,12 @@ def checked_settings(options: object) -> AdaCacheConfig:
 
 
 def open_cache(
-    cache: AdaCacheConfig | None, model: nn.Module, num_steps: int
+    cache: AdaCacheConfig | None, model: nn.Module, num_steps: int, ranks: Ranks = ALONE
 ) -> AbstractContextManager[Session | None]:
-    """The context of one denoising run."""
-    return nullcontext() if cache is None else adaptive_cache(model, for_model(cache, model), num_steps)
+    """The context of one denoising run.  ranks: that take part in it."""
+    if cache is None:
+        return nullcontext()
+    return adaptive_cache(model, for_model(cache, model), num_steps, ranks)
 
 
 def for_model(cache: AdaCacheConfig, model: nn.Module) -> AdaCacheConfig:
@@ -100,9 +103,9 @@ def for_model(cache: AdaCacheConfig, model: nn.Module) -> AdaCacheConfig:
     return replace(cache, probes=tuple(middle if probe == MIDDLE_PROBE else probe for probe in cache.probes))
 
 
-def check_cache(cache: AdaCacheConfig | None, model: nn.Module, num_steps: int) -> None:
-    """Raise ValueError where `cache` does not fit the model or the number of steps."""
-    check_opens(lambda: open_cache(cache, model, num_steps))
+def check_cache(cache: AdaCacheConfig | None, model: nn.Module, num_steps: int, ranks: Ranks = ALONE) -> None:
+    """Raise ValueError where `cache` does not fit the model, the number of steps or the ranks."""
+    check_opens(lambda: open_cache(cache, model, num_steps, ranks))
 
 
 def check_opens(opened: Callable[[], AbstractContextManager[Any]]) -> None:

@@ -1,5 +1,6 @@
 """Make videos from prompts: `python scripts/inference.py CONFIG [flags]`, or `torchrun --standalone
---nproc_per_node N scripts/inference.py CONFIG [flags]`, where each process takes its share of the prompts.
+--nproc_per_node N scripts/inference.py CONFIG [flags]`, where the processes of a node make each video
+together (with `--sp-size 1` each has videos of its own); see docs/scaling.md.
 """
 from __future__ import annotations
 
@@ -18,7 +19,7 @@ from rich.console import Console
 from rich.logging import RichHandler
 from sample_maker import Tally, make_samples
 
-from opensora.parallel import process_group, rank, world_size
+from opensora.parallel import Mesh, process_group, rank, said_by_first, world_size
 from opensora.utils.command_line import inference_parser, overrides
 from opensora.utils.config import read_config
 from opensora.utils.inference_config import InferenceConfig
@@ -44,16 +45,18 @@ def run(args: dict[str, Any]) -> int:
     cache = take_cache_config(values, choice)
     config = InferenceConfig.from_dict(values, args["config"])
     set_up_logging(config.verbose)
+    mesh = Mesh.of(config.sp_size, config.cfg_size)
     requests = plan_samples(config)
     check_references([request for request in requests if must_make(request, config)], config)
-    own = requests[rank() :: world_size()]  # each process knows its share without asking
-    missing = [request for request in own if must_make(request, config)]
+    own = requests[mesh.dp_rank :: mesh.dp_size]  # each process knows its share without asking
+    # on a shared disk, ranks of the same videos may see different files
+    missing = said_by_first([request for request in own if must_make(request, config)], mesh.video)
     # a process may wait for the others as long as a video takes
     group = dist.new_group(backend="gloo", timeout=timedelta(days=7)) if world_size() > 1 else None
     started = time.perf_counter()
-    tally = Tally(existing=len(own) - len(missing))
+    tally = Tally(existing=len(own) - len(missing) if mesh.is_first else 0)
     if missing:
-        tally += make_samples(missing, config, cache, args["config"])
+        tally += make_samples(missing, config, cache, args["config"], mesh)
     tallies = [tally] * world_size()
     if group is not None:
         dist.all_gather_object(tallies, tally, group=group)

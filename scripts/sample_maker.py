@@ -10,9 +10,9 @@ from cache_choice import check_cache, open_cache, sampling_record
 from exit_status import one_line
 from step_bar import StepBar
 
-from adacache import AdaCacheConfig
-from opensora.parallel import rank
-from opensora.pipeline import Pipeline, Sample
+from adacache import AdaCacheConfig, Ranks
+from opensora.parallel import Mesh, rank
+from opensora.pipeline import Pipeline, Sample, SamplingContext
 from opensora.utils.inference_config import InferenceConfig
 from opensora.utils.sample_record import describe, save_with_record
 from opensora.utils.sample_request import SampleRequest
@@ -41,29 +41,36 @@ class Tally:
 
 
 def make_samples(
-    requests: list[SampleRequest], config: InferenceConfig, cache: AdaCacheConfig | None, config_path: str
+    requests: list[SampleRequest], config: InferenceConfig, cache: AdaCacheConfig | None, config_path: str,
+    mesh: Mesh,
 ) -> Tally:
-    """Make, save and record samples batch by batch; one that fails is named, the others are kept."""
-    pipeline = Pipeline.load(config, check=lambda model, num_steps: check_cache(cache, model, num_steps))
+    """Make, save and record samples batch by batch; one that fails is named, the others are kept.
+
+    mesh: ranks that make the same videos; the first of them saves, reports and counts them.
+    """
+    ranks = Ranks(mesh.video, mesh.cfg)
+    opened = partial(open_cache, cache, ranks=ranks)
+    pipeline = Pipeline.load(config, partial(check_cache, cache, ranks=ranks), mesh)
     tally = Tally()
     with StepBar(visible=rank() == 0 and config.verbose > 0) as bar:
         for start in range(0, len(requests), config.batch_size):
             batch = requests[start : start + config.batch_size]
-            tally += make_batch(pipeline, batch, cache, bar, config_path)
-    return tally
+            tally += make_batch(pipeline, batch, opened, bar, config_path)
+    return tally if mesh.is_first else Tally()
 
 
 def make_batch(
-    pipeline: Pipeline, batch: list[SampleRequest], cache: AdaCacheConfig | None, bar: StepBar,
-    config_path: str,
+    pipeline: Pipeline, batch: list[SampleRequest], opened: SamplingContext, bar: StepBar, config_path: str,
 ) -> Tally:
     config, num_steps = pipeline.config, pipeline.scheduler.num_sampling_steps
     bar.start_batch(batch, config.loop * num_steps)
     try:
-        samples = pipeline.generate(batch, partial(open_cache, cache), bar.step)
+        samples = pipeline.generate(batch, opened, bar.step)
     except Exception as error:  # whatever it is, the other videos can still be made
         return report_failures(batch, error, config.verbose)
     tally = Tally()
+    if not pipeline.mesh.is_first:
+        return tally
     for request, sample in zip(batch, samples, strict=True):
         try:
             tally += save(sample, request, config, config_path, num_steps)

@@ -17,7 +17,7 @@ FLAGS = {
     "cfg-scale", "reference-path", "mask-strategy", "loop", "aes", "flow", "camera-motion", "ckpt-path",
     "flash-attn", "layernorm-kernel", "dtype", "save-dir", "sample-name", "verbose",
     "adacache", "cfg-options", "overwrite", "offload", "device", "condition-frame-length",
-    "condition-frame-edit",
+    "condition-frame-edit", "sp-size", "cfg-size",
 }
 
 

@@ -16,8 +16,9 @@ from opensora.utils.mask_strategy import dframe_to_frame
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 MULTI_RESOLUTIONS = ("STDiT2", "OpenSora")  # those that give the sizes STDiT3 needs
 LEAST = {"frame_interval": 1, "seed": 0, "batch_size": 1, "num_sample": 1, "loop": 1,
-         "condition_frame_length": 0, "start_index": 0, "end_index": 0, "align": 1, "verbose": 0}
-OPTIONAL = ("start_index", "end_index", "align")
+         "condition_frame_length": 0, "start_index": 0, "end_index": 0, "align": 1, "verbose": 0,
+         "sp_size": 1, "cfg_size": 1}
+OPTIONAL = ("start_index", "end_index", "align", "sp_size")
 SMALLEST_SIDE = 16  # pixels: two latent pixels, one patch
 
 
@@ -32,7 +33,8 @@ class InferenceConfig:
     prompt; a reference_path that is a folder holds one picture per sample, named as the sample.  loop: clips
     that continue one another, by condition_frame_length latent frames.  aes, flow, camera_motion: scores that
     are added to prompts.  device: None is cuda where there is one.  offload: a model leaves the device once
-    it is done.
+    it is done.  sp_size, cfg_size: processes that share the tokens, and the two rows, of a video; None: all
+    of a node, divided by cfg_size.
     Raises ValueError, naming key, value and what is allowed.
     """
 
@@ -51,6 +53,8 @@ class InferenceConfig:
     dtype: str = "bf16"
     device: str | None = None
     offload: bool = False
+    sp_size: int | None = None
+    cfg_size: int = 1
     seed: int = 1024
     batch_size: int = 1
     prompt: str | list[str] | None = None
@@ -91,6 +95,8 @@ class InferenceConfig:
             value = getattr(self, name)
             if not (_is_whole(value) and value >= least or value is None and name in OPTIONAL):
                 raise ValueError(f"{name}={value!r}; allowed: a whole number from {least}")
+        if self.cfg_size > 2:
+            raise ValueError(f"cfg_size={self.cfg_size}; allowed: 1, or 2, for guidance has two rows")
         for name in ("fps", "save_fps", "aes", "flow", "condition_frame_edit"):
             value = getattr(self, name)
             if not (_is_number(value) or value is None and name in ("save_fps", "aes", "flow")):

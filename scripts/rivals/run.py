@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from adacache import Trace, VideoTrace
 from adacache.attach import free_slots
 from adacache.config import is_number, is_whole
-from adacache.metric import l1_distance
+from adacache.metric import residual_distance
 from adacache.residual import Blocks
 from adacache.session import held_bytes
 from opensora.models.stdit.stdit3 import STDiT3, STDiT3Block
@@ -96,7 +96,7 @@ class Reference:
 
     def change(self, new: Tensor) -> float:
         """||new - stored||_1 / ||stored||_1.  Waits for the device."""
-        return l1_distance(new, self.stored).item()
+        return residual_distance(new, self.stored).item()
 
     def forget(self) -> None:
         self.stored = None

@@ -69,7 +69,7 @@ class TeaCacheRun(Run):
         self.parts = [self.before, self.span]
 
     def _decide(self, block: STDiT3Block, args: tuple[Any, ...]) -> None:
-        x, t, _, _, T, _ = args
+        x, t, _, _, T, *_ = args
         now = modulated_input(block, x, t, T)
         if 0 < self.step < self.num_steps - 1:
             self.distance += self.settings.rescaled(self.before.change(now))  # waits, once a step

@@ -27,7 +27,7 @@ class Changes:
         self._modulated: Tensor | None = None
 
     def on_input(self, block: STDiT3Block, args: tuple[Any, ...]) -> None:
-        x, t, _, _, T, _ = args
+        x, t, _, _, T, *_ = args
         self._modulated = modulated_input(block, x, t, T)
 
     def on_output(self, model: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:

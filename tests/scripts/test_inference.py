@@ -320,8 +320,8 @@ def test_flags_override_the_config(inference, config, tmp_path, monkeypatch):
     seen = []
     load = Pipeline.load.__func__
 
-    def loaded(cls, config, check):
-        seen.append((config, load(cls, config, check)))
+    def loaded(cls, config, *options):
+        seen.append((config, load(cls, config, *options)))
         return seen[-1][1]
 
     monkeypatch.setattr(Pipeline, "load", classmethod(loaded))

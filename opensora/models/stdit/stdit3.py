@@ -34,6 +34,7 @@ from opensora.models.layers.embedders import (
     SizeEmbedder,
     TimestepEmbedder,
 )
+from opensora.models.layers.token_split import TokenSplit
 from opensora.registry import MODELS
 from opensora.utils.weights import load_weights, read_config
 
@@ -91,12 +92,16 @@ class STDiT3Config:
 
 @dataclass(frozen=True)
 class Conditions:
-    """All that stays the same over the denoising steps of a run: made once by `STDiT3.prepare`."""
+    """All that stays the same over the denoising steps of a run: made once by `STDiT3.prepare`.
+
+    split: how ranks share the tokens, S being the own patches from then on; None: all are here.
+    """
 
     positions: Tensor                   # [1, S, C]
     fps_vectors: Tensor                 # [B, C]
     rope: tuple[Tensor, Tensor]         # cos, sin: [T, D]
     captions: list[tuple[CaptionKV, CaptionKV]]  # per depth: of the spatial and the temporal block
+    split: TokenSplit | None = None
 
     def of(self, rows: Sequence[int], index: Tensor) -> Conditions:
         """Those of some rows of the batch, in that order.  index: `rows` on the device."""
@@ -125,18 +130,19 @@ class STDiT3Block(nn.Module):
         self.residual_cache = None  # slot: filled from outside for the length of a sampling run
 
     def forward(self, x: Tensor, t: Tensor, captions: CaptionKV, rope: tuple[Tensor, Tensor],
-                T: int, S: int) -> Tensor:
-        """x: [B, (T S), C].  t: [B, F, 6, C]."""
+                T: int, S: int, split: TokenSplit | None = None) -> Tensor:
+        """x: [B, (T S), C].  t: [B, F, 6, C].  split: as of `Conditions`."""
         cache = self.residual_cache
         if cache is not None and cache.reuse:
             return cache.add_to(x)
-        x, attn, cross, mlp = self.compute(x, t, captions, rope, T, S)
+        x, attn, cross, mlp = self.compute(x, t, captions, rope, T, S, split)
         if cache is not None:
             cache.save(S, attn=attn, cross_mlp=cross + mlp, parts={"cross": cross, "mlp": mlp})
         return x
 
     def compute(
-        self, x: Tensor, t: Tensor, captions: CaptionKV, rope: tuple[Tensor, Tensor], T: int, S: int
+        self, x: Tensor, t: Tensor, captions: CaptionKV, rope: tuple[Tensor, Tensor], T: int, S: int,
+        split: TokenSplit | None = None,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Returns (x, attn, cross, mlp): the output, and the residuals that it adds; each [B, (T S), C]."""
         # each [B, F, 1, C]
@@ -147,7 +153,7 @@ class STDiT3Block(nn.Module):
             h = self.attn(rearrange(h, "b (t s) c -> (b s) t c", t=T), rope)
             h = rearrange(h, "(b s) t c -> b t s c", s=S)
         else:
-            h = rearrange(self.attn(rearrange(h, "b (t s) c -> (b t) s c", t=T)), "(b t) s c -> b t s c", t=T)
+            h = self.attend_in_frames(rearrange(h, "b (t s) c -> b t s c", t=T), split)
         attn = self.drop_path((gate_attn * h).flatten(1, 2))
         x = x + attn
         cross = self.cross_attn(x, captions)
@@ -155,6 +161,14 @@ class STDiT3Block(nn.Module):
         h = self.mlp(modulate(self.norm2(x), shift_mlp, scale_mlp, T))
         mlp = self.drop_path((gate_mlp * rearrange(h, "b (t s) c -> b t s c", t=T)).flatten(1, 2))
         return x + mlp, attn, cross, mlp
+
+    def attend_in_frames(self, h: Tensor, split: TokenSplit | None) -> Tensor:
+        """Spatial attention.  h: [B, T, S, C]; other ranks' patches take part, each rank has some frames."""
+        if split is None:
+            return self.attn(h.flatten(0, 1)).view(h.shape)
+        h = split.to_frames(h)
+        # a kernel may not take the empty batch of a rank without frames
+        return split.to_patches(self.attn(h.flatten(0, 1)).view(h.shape) if h.numel() else h)
 
 
 def modulate(x: Tensor, shift: Tensor, scale: Tensor, T: int) -> Tensor:
@@ -208,6 +222,7 @@ class STDiT3(nn.Module):
         pt, ph, pw = config.patch_size
         self.final_layer = FinalLayer(width, pt * ph * pw * self.out_channels)
         self.residual_cache = None  # slot of the whole stack of blocks
+        self.token_ranks = None  # slot: the process group that shares a video's tokens, filled from outside
         self._initialise()
 
     def forward(
@@ -233,10 +248,14 @@ class STDiT3(nn.Module):
         T, H, W = self.patch_grid(x.shape[2:])
         t, t0 = self.embed_timestep(timestep.to(dtype), y.fps_vectors, x_mask)      # [B, 1, C]
         t_frames = t if x_mask is None else torch.where(x_mask[:, :, None], t, t0)  # [B, F, C]
-        tokens = self.x_embedder(x.to(dtype))                                       # [B, (T S), C]
-        tokens = (rearrange(tokens, "b (t s) c -> b t s c", t=T) + y.positions[:, None]).flatten(1, 2)
-        tokens = self.run_blocks(tokens, t_frames, y, T, H * W)
+        tokens = rearrange(self.x_embedder(x.to(dtype)), "b (t s) c -> b t s c", t=T)
+        if y.split is not None:
+            tokens = y.split.own(tokens)
+        tokens = (tokens + y.positions[:, None]).flatten(1, 2)                      # [B, (T S), C]
+        tokens = self.run_blocks(tokens, t_frames, y, T, y.positions.shape[1])
         tokens = self.final_layer(tokens, t, t0, x_mask, T)
+        if y.split is not None:
+            tokens = y.split.whole(tokens, T)
         return self.unpatchify(tokens, (T, H, W), x.shape[2:]).float()
 
     def prepare(self, y: Tensor, mask: Tensor | None, latent_size: tuple[int, int, int], height: Tensor,
@@ -248,6 +267,9 @@ class STDiT3(nn.Module):
         T, H, W = self.patch_grid(latent_size)
         pixels = height[0].item() * width[0].item()  # device sync, once for a run
         positions = self.pos_embed(H, W, pixels**0.5 / self.config.input_sq_size, round((H * W) ** 0.5))
+        split = None if self.token_ranks is None else TokenSplit.of(T, H * W, self.token_ranks)
+        if split is not None:
+            positions = split.own(positions)
         frames = torch.arange(T, device=positions.device, dtype=self.rope.freqs.dtype)
         angles = self.rope(frames)  # [T, D]
         captions = self.pack_captions(y, mask)
@@ -255,7 +277,7 @@ class STDiT3(nn.Module):
         return Conditions(positions, fps_vectors, (angles.cos(), angles.sin()), [
             (s.cross_attn.keys_values(captions), t.cross_attn.keys_values(captions))
             for s, t in zip(self.spatial_blocks, self.temporal_blocks, strict=True)
-        ])
+        ], split)
 
     def pack_captions(self, y: Tensor, mask: Tensor | None) -> PackedCaptions:
         """Embed captions and leave their padding out.  y: [B, 1, L, C_text]; mask: [b, L] of 0 and 1.
@@ -301,9 +323,10 @@ class STDiT3(nn.Module):
         ):
             for block, caption in ((spatial, caption_s), (temporal, caption_t)):
                 if recompute:
-                    x = checkpoint(block, x, t, caption, conditions.rope, T, S, use_reentrant=False)
+                    x = checkpoint(block, x, t, caption, conditions.rope, T, S, conditions.split,
+                                   use_reentrant=False)
                 else:
-                    x = block(x, t, caption, conditions.rope, T, S)
+                    x = block(x, t, caption, conditions.rope, T, S, conditions.split)
         return x
 
     def patch_grid(self, latent_size: tuple[int, int, int]) -> tuple[int, int, int]:

@@ -4,10 +4,15 @@ Legend: B videos, T frames, H x W pixels.
 """
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from diffusers import AutoencoderKL
 from einops import rearrange
 from torch import Tensor, nn
+from torch.distributed import ProcessGroup
+
+from opensora.parallel import shared_out
 
 # published: the SD factor, though the SDXL autoencoder was trained with 0.13025
 SCALING_FACTOR = 0.18215
@@ -35,10 +40,17 @@ class SpatialVAE(nn.Module):
 
         return SCALING_FACTOR * self._by_frame(encode_frames, x)
 
-    def decode(self, z: Tensor) -> Tensor:
-        return self._by_frame(lambda frames: self.module.decode(frames).sample, z / SCALING_FACTOR)
+    def decode(self, z: Tensor, ranks: ProcessGroup | None = None) -> Tensor:
+        """ranks: that share the frames; all get all."""
+        return self._by_frame(lambda frames: self.module.decode(frames).sample, z / SCALING_FACTOR, ranks)
 
-    def _by_frame(self, function, x: Tensor) -> Tensor:
+    def _by_frame(self, function: Callable[[Tensor], Tensor], x: Tensor,
+                  ranks: ProcessGroup | None = None) -> Tensor:
         frames = rearrange(x, "b c t h w -> (b t) c h w")
-        chunks = frames.split(self.micro_batch_size or len(frames))
-        return rearrange(torch.cat([function(c) for c in chunks]), "(b t) c h w -> b c t h w", b=len(x))
+
+        def of(some: slice) -> Tensor:
+            chunks = frames[some].split(self.micro_batch_size or len(frames))
+            return torch.cat([function(chunk) for chunk in chunks])
+
+        done = shared_out(of, [1] * len(frames), 0, ranks)
+        return rearrange(done, "(b t) c h w -> b c t h w", b=len(x))

@@ -6,10 +6,12 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.distributed import ProcessGroup
 
 from opensora.models.vae.distribution import DiagonalGaussian
 from opensora.models.vae.spatial import SpatialVAE
 from opensora.models.vae.temporal import TemporalVAE
+from opensora.parallel import shared_out
 from opensora.registry import MODELS
 from opensora.utils.weights import load_weights, read_config
 
@@ -64,16 +66,17 @@ class OpenSoraVAE(nn.Module):
         z = torch.cat([p.sample() if sample else p.mean for p in posteriors], dim=2)
         return (z - self.shift) / self.scale
 
-    def decode(self, z: Tensor, num_frames: int) -> Tensor:
+    def decode(self, z: Tensor, num_frames: int, ranks: ProcessGroup | None = None) -> Tensor:
         """z: latents [B, 4, t, h, w].  Returns pixels [B, 3, num_frames, 8h, 8w].
 
+        ranks: that have the same z and share the work, micro chunks over time, then frames; all get all.
         Raises ValueError where `num_frames` is not a length that has t latent frames.
         """
         expected = self.get_latent_size((num_frames, 0, 0))[0]
         if z.shape[2] != expected:
             raise ValueError(f"num_frames={num_frames} has {expected} latent frames, but z has {z.shape[2]}")
         z = z * self.scale.to(z.dtype) + self.shift.to(z.dtype)
-        return self.spatial_vae.decode(self._decode_time(z, num_frames))
+        return self.spatial_vae.decode(self._decode_time(z, num_frames, ranks), ranks)
 
     def reconstruct(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, DiagonalGaussian, Tensor]:
         """For training.  Returns (x_rec, x_z_rec, z, posterior, x_z): pixels, 2D latents, latents, unscaled.
@@ -87,11 +90,16 @@ class OpenSoraVAE(nn.Module):
         x_z_rec = self._decode_time(z, x.shape[2])
         return self.spatial_vae.decode(x_z_rec), x_z_rec, z, posteriors[-1], x_z
 
-    def _decode_time(self, z: Tensor, num_frames: int) -> Tensor:
+    def _decode_time(self, z: Tensor, num_frames: int, ranks: ProcessGroup | None = None) -> Tensor:
         frames = self.micro_frame_size or num_frames
         chunks = z.split(self.micro_z_frame_size or z.shape[2], dim=2)
-        return torch.cat([self.temporal_vae.decode(chunk, min(frames, num_frames - i * frames))
-                          for i, chunk in enumerate(chunks)], dim=2)
+        lengths = [min(frames, num_frames - i * frames) for i in range(len(chunks))]
+
+        def of(some: slice) -> Tensor:
+            return torch.cat([self.temporal_vae.decode(chunk, length)
+                              for chunk, length in zip(chunks[some], lengths[some], strict=True)], dim=2)
+
+        return shared_out(of, lengths, 2, ranks)
 
     @property
     def device(self) -> torch.device:

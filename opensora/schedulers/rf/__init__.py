@@ -7,7 +7,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributed import ProcessGroup
 
+from opensora.parallel import gathered, group_rank, group_size
 from opensora.registry import SCHEDULERS
 from opensora.schedulers.rf.rectified_flow import RectifiedFlow, expand
 
@@ -36,29 +38,31 @@ class RFLOW:
         self, model: torch.nn.Module, text_encoder: Any, z: Tensor, prompts: list[str],
         device: torch.device | str, additional_args: dict[str, Tensor] | None = None,
         mask: Tensor | None = None, guidance_scale: float | None = None,
-        progress: Callable[[int, int], None] | bool | None = None,
+        progress: Callable[[int, int], None] | bool | None = None, cfg_ranks: ProcessGroup | None = None,
     ) -> Tensor:
         """Denoise z with guidance.
 
         z: noise (and given frames) [B, C, T, H, W].  text_encoder: `encode(prompts)` gives y [B, 1, L, C] and
         mask [B, L], `null(B)` the null captions.  additional_args: fps, height, width, num_frames, each [B].
         mask: [B, T], 1 generates a frame, 0 keeps it, between: it joins when the timestep falls below
-        mask * 1000.  progress: called with (step, steps) after each step.  Returns: latents [B, C, T, H, W].
+        mask * 1000.  progress: called with (step, steps) after each step.  cfg_ranks: two ranks, of which the
+        first computes conditional rows, the second unconditional ones; None: this one both.
+        Returns: latents [B, C, T, H, W], the same on all ranks.
         """
         scale = self.cfg_scale if guidance_scale is None else guidance_scale
         text = text_encoder.encode(prompts)
         return self.denoise(model, z, torch.cat([text["y"], text_encoder.null(len(prompts))]), text["mask"],
-                            device, additional_args, mask, scale, progress)
+                            device, additional_args, mask, scale, progress, cfg_ranks)
 
     @torch.no_grad()
     def denoise(
         self, model: torch.nn.Module, z: Tensor, y: Tensor, y_mask: Tensor | None, device: torch.device | str,
         sizes: dict[str, Tensor] | None, mask: Tensor | None, scale: float,
-        progress: Callable[[int, int], None] | bool | None = None,
+        progress: Callable[[int, int], None] | bool | None = None, cfg_ranks: ProcessGroup | None = None,
     ) -> Tensor:
         """`sample` once captions are embedded: y holds the conditional, then the null rows, [2B, 1, L, C]."""
         timesteps = self.flow.sampling_timesteps(self.num_sampling_steps, len(z), device, sizes)
-        arguments = model_arguments(model, z, y, y_mask, sizes)
+        arguments = model_arguments(model, z, own_rows(y, cfg_ranks), y_mask, sizes)
         noised = None if mask is None else mask == 1  # [B, T], frames that have their noise already
         for step, t in enumerate(timesteps):
             if mask is not None:
@@ -66,8 +70,8 @@ class RFLOW:
                 noisy = self.flow.add_noise(z, torch.randn_like(z), t)  # drawn at every step, as published
                 z = torch.where((active & ~noised)[:, None, :, None, None], noisy, z)
                 noised = active
-                arguments["x_mask"] = active.repeat(2, 1)
-            velocity = guided_velocity(model, z, t, scale, arguments)
+                arguments["x_mask"] = own_rows(active.repeat(2, 1), cfg_ranks)
+            velocity = guided_velocity(model, z, t, scale, arguments, cfg_ranks)
             after = timesteps[step + 1] if step + 1 < len(timesteps) else torch.zeros_like(t)
             moved = z + velocity * expand((t - after) / self.num_timesteps, z)
             z = moved if mask is None else torch.where(active[:, None, :, None, None], moved, z)
@@ -83,11 +87,22 @@ class RFLOW:
 
 
 def guided_velocity(model: torch.nn.Module, z: Tensor, t: Tensor, scale: float,
-                    arguments: dict[str, Any]) -> Tensor:
-    """v = v_uncond + scale (v_cond - v_uncond), both rows in one call.  z: [B, C, T, H, W], t: [B]."""
-    prediction = model(torch.cat([z, z]), torch.cat([t, t]), **arguments)[:, : z.shape[1]]
+                    arguments: dict[str, Any], cfg_ranks: ProcessGroup | None = None) -> Tensor:
+    """v = v_uncond + scale (v_cond - v_uncond), both rows in one call.  z: [B, C, T, H, W], t: [B].
+
+    cfg_ranks: those that have one row each, and exchange what they predict; `arguments` are of the own rows.
+    """
+    rows, times = (own_rows(torch.cat([x, x]), cfg_ranks) for x in (z, t))
+    prediction = model(rows, times, **arguments)[:, : z.shape[1]]
+    if cfg_ranks is not None:
+        prediction = gathered(prediction, 0, [len(z)] * 2, cfg_ranks)
     conditional, unconditional = prediction.chunk(2)
     return unconditional + scale * (conditional - unconditional)
+
+
+def own_rows(both: Tensor, cfg_ranks: ProcessGroup | None) -> Tensor:
+    """Of conditional, then unconditional rows [2B, ...] those that this rank computes."""
+    return both.chunk(group_size(cfg_ranks))[group_rank(cfg_ranks)]
 
 
 def model_arguments(model: torch.nn.Module, z: Tensor, y: Tensor, y_mask: Tensor | None,
