@@ -76,8 +76,7 @@ def report(plan: Plan, records: Records, folder: Path, device: torch.device) -> 
     draw_timelines(results, folder / "timelines.png")
     page = write_gallery(results, folder, plan.options.gallery)
     console = Console(width=max(200, Console().width))
-    for table in terminal(results):
-        console.print(table)
+    console.print(terminal(results))
     for how in results["metrics"].values():
         if "missing" in how:
             console.print(how["missing"])

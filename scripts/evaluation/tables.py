@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from rich.table import Table
@@ -35,10 +35,10 @@ def cell(row: Mapping[str, Any], name: str, digits: int) -> str:
 
 
 def gain_cell(row: Mapping[str, Any]) -> str:
-    """Difference of the PSNR, video by video: `+4.1 ± 0.6 over uniform reuse, 2.5x`."""
+    """Difference of the PSNR, video by video: `+4.1 ± 0.6 to uniform reuse, 2.5x`."""
     gain = row.get("against", {}).get("psnr")
     return "" if gain is None else \
-        f"{gain['mean']:+.1f} ± {gain['interval']:.1f} over {row['against']['method']}"
+        f"{gain['mean']:+.1f} ± {gain['interval']:.1f} to {row['against']['method']}"
 
 
 def rows(results: Results, methods: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
@@ -105,10 +105,10 @@ def as_csv(results: Results) -> str:
     return text.getvalue()
 
 
-def terminal(results: Results) -> Iterator[Table]:
-    for text, methods in tables(results):
-        heads, cells = rows(results, methods)
-        shown = Table(*heads, title=text.replace("`", ""))
-        for line in cells:
-            shown.add_row(*line)
-        yield shown
+def terminal(results: Results) -> Table:
+    """Of all videos; the groups' tables are in the Markdown."""
+    heads, cells = rows(results, results["methods"])
+    shown = Table(*heads, title=caption(results).replace("`", ""))
+    for line in cells:
+        shown.add_row(*line)
+    return shown
