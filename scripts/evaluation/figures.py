@@ -49,7 +49,7 @@ def family_colours(results: Mapping[str, Any]) -> dict[str, str]:
 
 def draw_quality_latency(results: Mapping[str, Any], path: Path) -> None:
     """Mean PSNR with its 95 % interval over the speed-up of denoising, one curve per family, as a PNG."""
-    figure = Figure(figsize=(6.4, 4.4), layout="constrained")
+    figure = Figure(figsize=(7.6, 4.6), layout="constrained")
     axes, colours, curves = figure.subplots(), family_colours(results), family_curves(results)
     for i, (family, points) in enumerate(curves.items()):
         speedups, psnrs, intervals, _ = zip(*points, strict=True)
@@ -63,7 +63,7 @@ def draw_quality_latency(results: Mapping[str, Any], path: Path) -> None:
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
     if curves:
-        axes.legend(frameon=False, fontsize=9)
+        figure.legend(loc="outside center right", frameon=False, fontsize=8)
     label_points(axes, [(colours[family], points) for family, points in curves.items()])
     figure.savefig(path, dpi=200)
 
@@ -84,8 +84,7 @@ def family_curves(results: Mapping[str, Any]) -> dict[str, list[Point]]:
 def label_points(axes: Axes, curves: list[tuple[str, list[Point]]]) -> None:
     """Each point's setting beside it in its curve's colour, inside the axes where it covers nothing."""
     axes.figure.draw_without_rendering()  # lays out, so that places are known
-    taken = [axes.get_legend().get_window_extent()] if axes.get_legend() is not None else []
-    taken += [box for _, points in curves for box in drawn_boxes(axes, points)]
+    taken = [box for _, points in curves for box in drawn_boxes(axes, points)]
     for colour, points in curves:
         for point in points:
             tries = [axes.annotate(fill(point.setting, 26), (point.speedup, point.psnr), (dx, dy),
