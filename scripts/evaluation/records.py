@@ -19,8 +19,8 @@ from evaluation.methods import Method
 from evaluation.plan import Plan
 from opensora.datasets.video_io import save_sample
 from opensora.pipeline import Pipeline
-from opensora.utils.sample_record import write_whole
 from opensora.utils.sample_request import SampleRequest
+from opensora.utils.whole_file import write_whole
 
 SAMPLED = 1024  # values of each tensor that enter a fingerprint
 
