@@ -1,96 +1,86 @@
 """Make, save and record samples batch by batch; one that fails is named, the others are kept."""
 from __future__ import annotations
 
-import logging
-import sys
-from dataclasses import astuple, dataclass
+import gc
 from functools import partial
+from pathlib import Path
+from typing import Any
 
+import torch
 from cache_choice import check_cache, open_cache, sampling_record
-from exit_status import one_line
+from run_report import RunReport
 from step_bar import StepBar
+from tally import Tally
 
 from adacache import AdaCacheConfig
 from opensora.parallel import rank
 from opensora.pipeline import Pipeline, Sample
+from opensora.roll_call import RankLost
 from opensora.utils.inference_config import InferenceConfig
 from opensora.utils.sample_record import describe, save_with_record
 from opensora.utils.sample_request import SampleRequest
 
 
-@dataclass
-class Tally:
-    """What a run came to; that of several processes is the sum."""
-
-    videos: int = 0
-    failed: int = 0
-    existing: int = 0
-    denoise_seconds: float = 0.0
-    computed: int = 0
-    steps: int = 0
-
-    def __add__(self, other: Tally) -> Tally:
-        return Tally(*(a + b for a, b in zip(astuple(self), astuple(other), strict=True)))
-
-    def line(self, seconds: float, save_dir: str) -> str:
-        parts = [f"{self.videos} video{'s' * (self.videos != 1)} in {seconds:.1f} s",
-                 f"denoising {self.denoise_seconds:.1f} s", f"computed {self.computed} of {self.steps} steps"]
-        parts += [f"{self.existing} existing kept"] * bool(self.existing)
-        parts += [f"{self.failed} failed"] * bool(self.failed)
-        return f"{', '.join(parts)}: {save_dir}"
-
-
 def make_samples(
-    requests: list[SampleRequest], config: InferenceConfig, cache: AdaCacheConfig | None, config_path: str
-) -> Tally:
-    """Make, save and record samples batch by batch; one that fails is named, the others are kept."""
+    requests: list[SampleRequest], config: InferenceConfig, cache: AdaCacheConfig | None, config_path: str,
+    report: RunReport,
+) -> None:
+    """Make, save and record samples batch by batch; what fails goes to the report.
+
+    Raises RankLost where another process of the run is lost.
+    """
     pipeline = Pipeline.load(config, check=lambda model, num_steps: check_cache(cache, model, num_steps))
-    tally = Tally()
     with StepBar(visible=rank() == 0 and config.verbose > 0) as bar:
         for start in range(0, len(requests), config.batch_size):
-            batch = requests[start : start + config.batch_size]
-            tally += make_batch(pipeline, batch, cache, bar, config_path)
-    return tally
+            make_batch(pipeline, requests[start : start + config.batch_size], cache, bar, config_path, report)
 
 
 def make_batch(
     pipeline: Pipeline, batch: list[SampleRequest], cache: AdaCacheConfig | None, bar: StepBar,
-    config_path: str,
-) -> Tally:
+    config_path: str, report: RunReport,
+) -> None:
+    """A batch that fails, for want of memory or for what one of its samples holds, is made one by one."""
+    def step(number: int, steps: int, session: Any) -> None:
+        bar.step(number, steps, session)
+        report.roll_call.check()
+
     config, num_steps = pipeline.config, pipeline.scheduler.num_sampling_steps
-    bar.start_batch(batch, config.loop * num_steps)
+    bar.start_batch(batch, config.loop * num_steps, report.progress() if report.planned > 1 else "")
     try:
-        samples = pipeline.generate(batch, partial(open_cache, cache), bar.step)
+        samples = pipeline.generate(batch, partial(open_cache, cache), step)
+    except RankLost:
+        raise
     except Exception as error:  # whatever it is, the other videos can still be made
-        return report_failures(batch, error, config.verbose)
-    tally = Tally()
+        samples = None
+        if len(batch) == 1:
+            report.failed(batch[0], error)
+        else:
+            report.split(batch, error)
+    if samples is None:  # only here the error is gone, and what its frames held
+        free_memory()
+        for request in batch if len(batch) > 1 else []:
+            make_batch(pipeline, [request], cache, bar, config_path, report)
+        return
     for request, sample in zip(batch, samples, strict=True):
         try:
-            tally += save(sample, request, config, config_path, num_steps)
-        except (ValueError, OSError) as error:
-            tally += report_failures([request], error, config.verbose)
-    return tally
+            report.made(*save(sample, request, config, config_path, num_steps))
+        except Exception as error:
+            report.failed(request, error)
+    report.catch_up()
+
+
+def free_memory() -> None:
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def save(
     sample: Sample, request: SampleRequest, config: InferenceConfig, config_path: str, num_steps: int
-) -> Tally:
+) -> tuple[Path, Sample, Tally]:
     sampling = sampling_record([(run.context, run.row) for run in sample.runs], num_steps)
     record = describe(sample, request, config, config_path, sampling)
     file = save_with_record(sample, request, config.file_fps, record)
     computed = sum(len(clip["computed_steps"]) for clip in sampling.get("clips", [sampling]))
-    tally = Tally(videos=1, denoise_seconds=sample.seconds["denoise"], computed=computed,
-                  steps=num_steps * len(sample.runs))
-    if config.verbose > 0:
-        print(f"{file}: computed {computed} of {tally.steps} steps, "
-              f"denoising {sample.seconds['denoise']:.1f} s, all {sample.seconds['total']:.1f} s")
-    return tally
-
-
-def report_failures(requests: list[SampleRequest], error: Exception, verbose: int) -> Tally:
-    cause = f"{type(error).__name__}: {one_line(error)}"
-    for request in requests:
-        print(f"failed: {request.file.name}: {cause}", file=sys.stderr)
-    if verbose > 1:
-        logging.getLogger("opensora").exception("what led there:", exc_info=error)
-    return Tally(failed=len(requests))
+    return file, sample, Tally(videos=1, denoise_seconds=sample.seconds["denoise"], computed=computed,
+                               steps=num_steps * len(sample.runs))
