@@ -36,5 +36,6 @@ setup(
         "test": ["pytest>=8", "ruff>=0.9"],
         "flash-attn": ["flash-attn"],
         "xformers": ["xformers"],
+        "colossalai": ["colossalai>=0.4,<0.6"],  # holds torch back: see constraints/colossalai.txt
     },
 )

@@ -7,6 +7,7 @@ import logging
 import signal
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -22,9 +23,9 @@ from sample_maker import make_samples
 
 from adacache import AdaCacheConfig
 from opensora.agreement import read_alike
-from opensora.parallel import of_all_processes, process_group, rank, world_size
+from opensora.parallel import check_launcher, of_all_processes, process_group, rank, world_size
 from opensora.roll_call import RankLost, RollCall
-from opensora.utils.command_line import inference_parser, overrides
+from opensora.utils.command_line import OneLineParser, inference_parser, overrides
 from opensora.utils.config import flattened, read_config
 from opensora.utils.failure_list import FailureList
 from opensora.utils.inference_config import InferenceConfig
@@ -55,7 +56,7 @@ class Plan:
 def main(argv: list[str] | None = None) -> int:
     """Returns the exit status: 0 all made, 1 some failed, 2 bad input, 130 stopped."""
     def run_together() -> int:
-        with process_group():
+        with process_group(chosen_launcher(argv)):
             return run(argv)
 
     return exit_status(run_together, stopped="stopped; finished videos are kept")
@@ -81,11 +82,24 @@ def run(argv: list[str] | None) -> int:
         raise
 
 
-def read_plan(argv: list[str] | None) -> Plan:
-    """Everything that can be told before a model is loaded; raises BAD_INPUT."""
+def chosen_launcher(argv: list[str] | None) -> str:
+    """What the config says; where it says nothing good, torch, so that `read_plan` can tell all ranks."""
+    with suppress(*BAD_INPUT):
+        config = read_values(vars(argument_parser().parse_args(argv)))
+        check_launcher(launcher := config.get("launcher", "torch"))
+        return launcher
+    return "torch"
+
+
+def argument_parser() -> OneLineParser:
     parser = inference_parser("Make videos from prompts.")
     parser.add_argument("--adacache", metavar="NAME", help=ALLOWED)
-    args = vars(parser.parse_args(argv))
+    return parser
+
+
+def read_plan(argv: list[str] | None) -> Plan:
+    """Everything that can be told before a model is loaded; raises BAD_INPUT."""
+    args = vars(argument_parser().parse_args(argv))
     choice = args.pop("adacache", None)
     values = read_values(args)
     cache = take_cache_config(values, choice)
