@@ -19,7 +19,7 @@ def read_alike(read: Callable[[], Plan], describe: Callable[[Plan], Mapping[str,
 
     describe: key -> value of all that has to be the same.
     Where `read` raises bad input on some rank, or a value differs, every rank raises, and says the same.
-    Raises ValueError, naming the rank, for what only that one met.
+    Raises ValueError, naming the rank, for what not all of them met.
     """
     if world_size() == 1:
         return read()
@@ -33,7 +33,7 @@ def read_alike(read: Callable[[], Plan], describe: Callable[[Plan], Mapping[str,
         raise error
     for rank, text in enumerate(errors):
         if text is not None:
-            raise ValueError(f"rank {rank} alone: {text}")
+            raise ValueError(f"on rank {rank}: {text}")
     check_same(told)
     return plan
 

@@ -4,9 +4,11 @@
 """
 from __future__ import annotations
 
-import logging
 import os
 import shutil
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +16,6 @@ import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 
 from opensora.parallel import rank
-
-for name in ("planner_helpers", "state_dict_saver", "state_dict_loader", "filesystem"):
-    logging.getLogger(f"torch.distributed.checkpoint.{name}").setLevel(logging.ERROR)
 
 
 def newest_checkpoint(folder: Path) -> Path | None:
@@ -26,14 +25,17 @@ def newest_checkpoint(folder: Path) -> Path | None:
 
 
 def write_checkpoint(folder: Path, step: int, state: dict[str, Any], together: bool) -> None:
-    """Write aside, then rename.  together: every rank holds a part and calls this; else rank 0 holds all."""
+    """Write aside, then rename.
+
+    together: every rank holds a part and calls this; else rank 0, which holds all, calls it alone.
+    """
     path = folder / f"checkpoint-{step}"
     partial = path.with_suffix(".part")
     if rank() == 0:
         shutil.rmtree(partial, ignore_errors=True)  # of a run that was killed as it wrote
     if together:
         dist.barrier()
-    if together or rank() == 0:
+    with one_process_is_fine():
         dcp.save(state, checkpoint_id=partial, no_dist=not together)
     if rank() == 0:
         shutil.rmtree(path, ignore_errors=True)
@@ -45,4 +47,13 @@ def write_checkpoint(folder: Path, step: int, state: dict[str, Any], together: b
 
 def read_checkpoint(path: Path, state: dict[str, Any]) -> None:
     """Fill `state`, which has the structure of what was written, in place."""
-    dcp.load(state, checkpoint_id=path)
+    with one_process_is_fine():
+        dcp.load(state, checkpoint_id=path)
+
+
+@contextmanager
+def one_process_is_fine() -> Iterator[None]:
+    """Without the warning that a process saves or loads by itself."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "torch.distributed is disabled", UserWarning)
+        yield
