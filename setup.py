@@ -38,5 +38,6 @@ setup(
         "eval": ["torchmetrics>=1.4"],  # LPIPS in scripts/evaluate.py
         "flash-attn": ["flash-attn"],
         "xformers": ["xformers"],
+        "colossalai": ["colossalai>=0.4,<0.6"],  # holds torch back: see constraints/colossalai.txt
     },
 )

@@ -1,10 +1,12 @@
 """The processes of one `torchrun`: started here, asked here, and how they share videos, rows and tokens."""
 from __future__ import annotations
 
+import importlib.util
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from itertools import accumulate
 from math import prod
 from typing import Any
@@ -15,17 +17,38 @@ from torch import Tensor
 from torch.distributed import ProcessGroup
 from torch.distributed.device_mesh import init_device_mesh
 
+TIMEOUT = timedelta(minutes=30)  # of a collective, in which all processes wait for the slowest
+LAUNCHERS = ("torch", "colossalai")
+
+
+def check_launcher(name: str) -> None:
+    """Raise ValueError for one that is unknown or not installed."""
+    if name not in LAUNCHERS:
+        raise ValueError(f"launcher={name!r}; allowed: {', '.join(LAUNCHERS)}")
+    if name == "colossalai" and importlib.util.find_spec("colossalai") is None:
+        raise ValueError("launcher='colossalai' needs the optional package colossalai "
+                         "(constraints/colossalai.txt tells how to install it); allowed without it: torch")
+
 
 @contextmanager
-def process_group() -> Iterator[None]:
-    """Join the process group that torchrun announces in the environment; alone, do nothing."""
+def process_group(launcher: str = "torch") -> Iterator[None]:
+    """Join the process group that torchrun announces in the environment; alone, do nothing.
+
+    launcher: who joins it, `torch` or the optional package `colossalai`.
+    """
     if int(os.environ.get("WORLD_SIZE", 1)) == 1:
         yield
         return
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     # gloo beside nccl: for Python objects, and for `--device cpu` where there is a GPU
-    dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
+    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+    if launcher == "colossalai":
+        import colossalai
+
+        colossalai.launch_from_torch(backend=backend, verbose=False)
+    else:
+        dist.init_process_group(backend, timeout=TIMEOUT)
     try:
         yield
     finally:

@@ -41,8 +41,8 @@ from adacache import AdaCacheConfig, FixedSchedule
 from adacache.calibrate import best_steps, guard_for
 from opensora.parallel import of_all_processes, process_group, rank
 from opensora.pipeline import Pipeline
-from opensora.utils.sample_record import write_whole
 from opensora.utils.sample_request import SampleRequest
+from opensora.utils.whole_file import write_whole
 
 VERIFIED_SEED = 2  # of the prompts on which settings are tried; those they are found on have another
 TRIES = 4          # numbers of computed steps

@@ -31,7 +31,7 @@ from rich.progress import track
 
 from opensora.parallel import process_group, rank, world_size
 from opensora.pipeline import Pipeline
-from opensora.utils.sample_record import write_whole
+from opensora.utils.whole_file import write_whole
 
 
 def evaluate(args: argparse.Namespace) -> None:

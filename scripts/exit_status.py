@@ -6,9 +6,7 @@ import os
 import sys
 from collections.abc import Callable
 
-from safetensors import SafetensorError
-
-BAD_INPUT = (ValueError, TypeError, OSError, ImportError, SafetensorError)
+from opensora.agreement import BAD_INPUT
 
 
 def exit_status(run: Callable[[], int | None], stopped: str = "stopped") -> int:

@@ -1,76 +1,126 @@
 """Make videos from prompts: `python scripts/inference.py CONFIG [flags]`, or `torchrun --standalone
---nproc_per_node N scripts/inference.py CONFIG [flags]`, where the processes of a node make each video
-together (with `--sp-size 1` each has videos of its own); see docs/scaling.md.
+--nproc_per_node N scripts/inference.py CONFIG [flags]`, where each process takes its share of the prompts.
 """
 from __future__ import annotations
 
 import logging
 import signal
 import sys
-import time
 from collections.abc import Mapping
-from datetime import timedelta
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
-import torch.distributed as dist
+import torch
 from cache_choice import ALLOWED, take_cache_config
-from exit_status import exit_status
+from exit_status import BAD_INPUT, exit_status, one_line
+from rank_log import open_rank_log
 from rich.console import Console
 from rich.logging import RichHandler
-from sample_maker import Tally, make_samples
+from run_report import RunReport
+from sample_maker import make_samples
 
-from opensora.parallel import Mesh, process_group, rank, said_by_first, world_size
-from opensora.utils.command_line import inference_parser, overrides
-from opensora.utils.config import read_config
+from adacache import AdaCacheConfig
+from opensora.agreement import read_alike
+from opensora.parallel import Mesh, check_launcher, of_all_processes, process_group, rank
+from opensora.roll_call import RankLost, RollCall
+from opensora.utils.command_line import OneLineParser, inference_parser, overrides
+from opensora.utils.config import flattened, read_config
+from opensora.utils.failure_list import FailureList
 from opensora.utils.inference_config import InferenceConfig
+from opensora.utils.sample_record import is_finished
 from opensora.utils.sample_request import SampleRequest, check_references, plan_samples
+from opensora.utils.whole_file import sweep_partials
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a command line asks for."""
+
+    path: str
+    config: InferenceConfig
+    cache: AdaCacheConfig | None
+    requests: list[SampleRequest]
+
+    def must_make(self, request: SampleRequest) -> bool:
+        return self.config.overwrite or not is_finished(request.file)
+
+    def describe(self) -> dict[str, str]:
+        """All that has to be the same on every rank, by config key."""
+        samples = {f"sample {request.file.name}": repr(request) for request in self.requests}
+        return {**flattened(asdict(self.config)), "adacache": repr(self.cache), **samples,
+                "device": self.config.torch_device.type, "torch": torch.__version__}
 
 
 def main(argv: list[str] | None = None) -> int:
     """Returns the exit status: 0 all made, 1 some failed, 2 bad input, 130 stopped."""
-    def parse_and_run() -> int:
-        parser = inference_parser("Make videos from prompts.")
-        parser.add_argument("--adacache", metavar="NAME", help=ALLOWED)
-        args = vars(parser.parse_args(argv))
-        with process_group():
-            return run(args)
+    def run_together() -> int:
+        with process_group(chosen_launcher(argv)):
+            return run(argv)
 
-    return exit_status(parse_and_run, stopped="stopped; finished videos are kept")
+    return exit_status(run_together, stopped="stopped; finished videos are kept")
 
 
-def run(args: dict[str, Any]) -> int:
+def run(argv: list[str] | None) -> int:
     """Check everything, then load, make and sum up; the exit status."""
+    plan = read_alike(lambda: read_plan(argv), Plan.describe)
+    mesh = Mesh.of(plan.config.sp_size, plan.config.cfg_size)
+    missing = tidy_and_list_missing(plan)
+    own = missing[mesh.dp_rank :: mesh.dp_size]  # each process knows its share without asking
+    try:
+        with open_rank_log(plan.config.save_dir), RollCall.of_this_run() as roll_call:
+            report = RunReport(plan.config, roll_call, len(missing), len(plan.requests) - len(missing))
+            if own:
+                make_samples(own, plan.config, plan.cache, plan.path, report, mesh)
+            return report.finish()
+    except RankLost as error:
+        print(f"error: {error}; finished videos are kept", file=sys.stderr)
+        return 1
+    except BAD_INPUT as error:
+        if rank() > 0:  # rank 0's is said at the end
+            print(f"error on rank {rank()}: {one_line(error)}", file=sys.stderr)
+        raise
+
+
+def chosen_launcher(argv: list[str] | None) -> str:
+    """What the config says; where it says nothing good, torch, so that `read_plan` can tell all ranks."""
+    with suppress(*BAD_INPUT):
+        config = read_values(vars(argument_parser().parse_args(argv)))
+        check_launcher(launcher := config.get("launcher", "torch"))
+        return launcher
+    return "torch"
+
+
+def argument_parser() -> OneLineParser:
+    parser = inference_parser("Make videos from prompts.")
+    parser.add_argument("--adacache", metavar="NAME", help=ALLOWED)
+    return parser
+
+
+def read_plan(argv: list[str] | None) -> Plan:
+    """Everything that can be told before a model is loaded; raises BAD_INPUT."""
+    args = vars(argument_parser().parse_args(argv))
     choice = args.pop("adacache", None)
     values = read_values(args)
     cache = take_cache_config(values, choice)
     config = InferenceConfig.from_dict(values, args["config"])
     set_up_logging(config.verbose)
-    mesh = Mesh.of(config.sp_size, config.cfg_size)
-    requests = plan_samples(config)
-    check_references([request for request in requests if must_make(request, config)], config)
-    own = requests[mesh.dp_rank :: mesh.dp_size]  # each process knows its share without asking
-    # on a shared disk, ranks of the same videos may see different files
-    missing = said_by_first([request for request in own if must_make(request, config)], mesh.video)
-    # a process may wait for the others as long as a video takes
-    group = dist.new_group(backend="gloo", timeout=timedelta(days=7)) if world_size() > 1 else None
-    started = time.perf_counter()
-    tally = Tally(existing=len(own) - len(missing) if mesh.is_first else 0)
-    if missing:
-        tally += make_samples(missing, config, cache, args["config"], mesh)
-    tallies = [tally] * world_size()
-    if group is not None:
-        dist.all_gather_object(tallies, tally, group=group)
-    total = sum(tallies, Tally())
+    plan = Plan(args["config"], config, cache, plan_samples(config))
+    check_references([request for request in plan.requests if plan.must_make(request)], config)
+    return plan
+
+
+def tidy_and_list_missing(plan: Plan) -> list[SampleRequest]:
+    """What is to be made, the same list on every rank; what an earlier run left half done is cleared."""
+    folder = Path(plan.config.save_dir)
+    sweep_partials(folder, {request.file.with_suffix(suffix).name for request in plan.requests
+                            for suffix in (request.file.suffix, ".json")})
     if rank() == 0:
-        print(total.line(time.perf_counter() - started, config.save_dir))
-    return 1 if total.failed else 0
-
-
-def must_make(request: SampleRequest, config: InferenceConfig) -> bool:
-    """A sample is finished where its record stands beside it."""
-    return config.overwrite or not (request.file.exists() and request.file.with_suffix(".json").exists())
-
-
+        FailureList(folder, rank()).merge(final=True)
+    # a sample that only one node's disk has is finished, too
+    kept = of_all_processes([request.file for request in plan.requests if not plan.must_make(request)])
+    return [request for request in plan.requests if request.file not in set(kept)]
 def read_values(args: Mapping[str, Any]) -> dict[str, Any]:
     """The config file with the flags merged in, as plain containers."""
     config = read_config(args["config"])

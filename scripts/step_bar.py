@@ -24,12 +24,13 @@ class StepBar(Progress):
             disable=not (visible and console.is_terminal))
         self.batch = self.add_task("", visible=False, computed=0, reused=0)
 
-    def start_batch(self, requests: Sequence[SampleRequest], steps: int) -> None:
-        """steps: of all clips together."""
+    def start_batch(self, requests: Sequence[SampleRequest], steps: int, progress: str = "") -> None:
+        """steps: of all clips together.  progress: of the whole run, shown in front."""
         more = f" and {len(requests) - 1} more" if len(requests) > 1 else ""
         self.earlier = 0  # computed steps of the batch's finished runs
-        self.reset(self.batch, description=requests[0].file.name[:40] + more, total=steps, visible=True,
-                   computed=0, reused=0)
+        before = f"{progress}; " if progress else ""
+        self.reset(self.batch, description=before + requests[0].file.name[:40] + more, total=steps,
+                   visible=True, computed=0, reused=0)
 
     def step(self, step: int, steps: int, session: Any) -> None:
         """After step number `step` (from 1) of a run of `steps`."""

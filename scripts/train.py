@@ -15,6 +15,7 @@ from training_main import training_main
 
 import opensora.models.text_encoder.new_t5  # noqa: F401  registers "t5-new"
 from opensora.models.stdit.stdit3 import config_of
+from opensora.models.text_encoder.t5 import T5Encoder
 from opensora.parallel import rank, training_device, world_size
 from opensora.registry import DATASETS, MODELS, build_module
 from opensora.schedulers.rf.rectified_flow import RectifiedFlow
@@ -28,14 +29,17 @@ KEYS = {"model", "text_encoder", "dataset", "flow", "objective", "loop", "out", 
 LATENT_KEYS, VIDEO_KEYS = {"stages", "sizes"}, {"vae", "bucket_config", "workers"}
 
 
-def build_batches(config: Config, text_encoder, device: torch.device) -> LatentBatches | VideoBatches:
+def build_batches(
+    config: Config, text_encoder: T5Encoder, device: torch.device, per_step: int
+) -> LatentBatches | VideoBatches:
+    """per_step: batches of a step, over all ranks."""
     dataset = build_module(config.dataset, DATASETS)
     if "vae" not in config:
         stages = [Stage(**stage) for stage in config.stages]
-        return LatentBatches(dataset, text_encoder, stages, world_size(), **config.sizes, seed=config.seed)
+        return LatentBatches(dataset, text_encoder, stages, per_step, **config.sizes, seed=config.seed)
     vae = build_module(config.vae, MODELS).to(device, torch.bfloat16).eval().requires_grad_(False)
-    return VideoBatches(dataset, config.bucket_config, vae, text_encoder, world_size(), rank(),
-                        config.workers, config.seed)
+    return VideoBatches(dataset, config.bucket_config, vae, text_encoder, per_step,
+                        range(rank(), per_step, world_size()), config.workers, config.seed)
 
 
 def train(config: Config) -> None:
@@ -47,7 +51,8 @@ def train(config: Config) -> None:
     model = build_module(config.model, MODELS, caption_channels=text_encoder.output_dim,
                          model_max_length=text_encoder.model_max_length).to(device).train()
     objective = DiffusionObjective(model, text_encoder, RectifiedFlow(**config.flow), **config.objective)
-    run = TrainingRun(objective, objective, build_batches(config, text_encoder, device), loop, config.out)
+    batches = build_batches(config, text_encoder, device, loop.batches_per_step)
+    run = TrainingRun(objective, objective, batches, loop, config.out)
     averaged = run.run(lambda row: logging.info("  ".join(f"{k} {v:.4g}" for k, v in row.items())))
     if rank() == 0:
         save_weights(averaged.model, Path(config.out) / "transformer", config_of(objective.model))

@@ -11,8 +11,9 @@ from mmengine.config import Config, DictAction
 from rich.console import Console
 from rich.logging import RichHandler
 
+from opensora.agreement import read_alike
 from opensora.parallel import process_group, rank
-from opensora.utils.config import check_keys, read_config
+from opensora.utils.config import check_keys, flattened, read_config
 
 
 def training_main(description: str, keys: Callable[[Config], Iterable[str]],
@@ -28,16 +29,21 @@ def training_main(description: str, keys: Callable[[Config], Iterable[str]],
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # torchrun passes Ctrl-C on as SIGTERM
 
     def run() -> None:
-        config = read_config(args.config, args.cfg_options)
-        allowed = keys(config)
-        check_keys(config, allowed, args.config)
-        if missing := sorted(set(allowed) - set(config)):
-            raise ValueError(f"{args.config}: {missing[0]} is missing; allowed: a config with all of "
-                             f"{', '.join(sorted(allowed))}")
         with process_group():
+            config = read_alike(lambda: checked_config(args, keys), lambda read: flattened(read.to_dict()))
             level = logging.INFO if rank() == 0 else logging.WARNING
             handler = RichHandler(show_path=False, console=Console(stderr=True, soft_wrap=True))
             logging.basicConfig(level=level, format="%(message)s", handlers=[handler])
             train(config)
 
     return exit_status(run, stopped="stopped; the same command goes on from the last checkpoint")
+
+
+def checked_config(args: argparse.Namespace, keys: Callable[[Config], Iterable[str]]) -> Config:
+    config = read_config(args.config, args.cfg_options)
+    allowed = keys(config)
+    check_keys(config, allowed, args.config)
+    if missing := sorted(set(allowed) - set(config)):
+        raise ValueError(f"{args.config}: {missing[0]} is missing; allowed: a config with all of "
+                         f"{', '.join(sorted(allowed))}")
+    return config

@@ -39,8 +39,8 @@ from adacache.config import one_of
 from opensora.parallel import of_all_processes, process_group, rank
 from opensora.pipeline import Pipeline
 from opensora.utils.prompts import load_prompts
-from opensora.utils.sample_record import write_whole
 from opensora.utils.sample_request import SampleRequest
+from opensora.utils.whole_file import write_whole
 
 LEAST, DOUBLINGS = 0.01, 10  # thresholds from 0.01 to 10.24
 PRECISION = 1.05             # of a threshold: a smaller one by this factor is not fast enough

@@ -2,9 +2,7 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Iterator
-from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
 
@@ -14,6 +12,8 @@ import torch
 from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTrc, Interpolation
 from PIL import Image, ImageOps
 from torch import Tensor
+
+from opensora.utils.whole_file import whole_file
 
 VIDEO_EXTENSIONS = (".mp4", ".avi", ".mov", ".mkv", ".webm")
 IMAGE_EXTENSIONS = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
@@ -86,7 +86,7 @@ def save_sample(
     still = x.shape[1] == 1 and not force_video
     path = Path(f"{save_path}{'.png' if still else '.mp4'}")
     frames = (_to_uint8(x[:, t], value_range) for t in range(x.shape[1]))
-    with _whole_file(path) as partial:
+    with whole_file(path) as partial:
         if still:
             Image.fromarray(next(frames)).save(partial, format="PNG")
         else:
@@ -122,18 +122,6 @@ def _write_mp4(frames: Iterator[np.ndarray], path: Path, fps: float) -> None:
                 src_color_range=ColorRange.JPEG, dst_color_range=ColorRange.MPEG)
             container.mux(stream.encode(frame))
         container.mux(stream.encode())
-
-
-@contextmanager
-def _whole_file(path: Path) -> Iterator[Path]:
-    """A name to write to, which becomes `path` at the end; an error or Ctrl-C removes it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        yield partial
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def _require_file(path: str | Path, kind: str) -> None:

@@ -43,18 +43,18 @@ class Stage:
 class LatentBatches:
     """index -> Batch, by the stage that the step is in; clips are shuffled anew in every epoch.
 
-    chunk: latent frames that the autoencoder encodes together.
+    per_step: batches of a step, over all ranks.  chunk: latent frames that the autoencoder encodes together.
     """
 
-    def __init__(self, dataset: Dataset, text_encoder: T5Encoder, stages: list[Stage], world_size: int,
+    def __init__(self, dataset: Dataset, text_encoder: T5Encoder, stages: list[Stage], per_step: int,
                  height: int, width: int, fps: float, chunk: int = 5, seed: int = 0) -> None:
         self.chunk = chunk
-        self.dataset, self.stages, self.world_size, self.seed = dataset, stages, world_size, seed
+        self.dataset, self.stages, self.per_step, self.seed = dataset, stages, per_step, seed
         self.pixels = {"height": height, "width": width, "fps": fps}
         self.ids, self.mask = text_encoder.tokenize([dataset[i]["text"] for i in range(len(dataset))])
 
     def __call__(self, index: int) -> Batch:
-        step = index // self.world_size
+        step = index // self.per_step
         stage = next(s for s in self.stages if step < s.until)
         chosen = self._clips(index, stage.batch)
         z = torch.stack([self._excerpt(self.dataset[i]["z"], stage.latent_frames) for i in chosen]).float()
@@ -96,6 +96,10 @@ class DiffusionObjective(nn.Module):
         self.train_text_encoder = train_text_encoder
         self.mask_share = mask_share
         self.masks = MaskGenerator(mask_ratios) if mask_ratios else None
+
+    def units(self) -> list[nn.Module]:
+        """Parts that compute one after another, by which a large model is sharded."""
+        return [*self.model.spatial_blocks, *self.model.temporal_blocks]
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         batch = batch.to(next(self.model.parameters()).device)

@@ -1,8 +1,8 @@
 """The training loop: resumes at any step with the same result, keeps an EMA, leaves no half checkpoint."""
 from __future__ import annotations
 
+import copy
 import logging
-import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,21 +12,29 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from opensora.parallel import rank, world_size
+from opensora.training.checkpoint import newest_checkpoint, read_checkpoint, write_checkpoint
 from opensora.training.curve import LossCurve
 from opensora.training.optimizers import build_optimizers, learning_rate_factor
+from opensora.training.sharding import shard, whole
 
 logger = logging.getLogger(__name__)
 
 Objective = Callable[[Any], dict[str, Tensor]]  # batch -> {"loss": scalar, ...}
-BatchAt = Callable[[int], Any]                  # index -> batch; rank r of w takes index step * w + r
+BatchAt = Callable[[int], Any]                  # index -> batch; step s takes n of them, from index s * n
 
 
 @dataclass(frozen=True, kw_only=True)
 class LoopConfig:
-    """How to train.  lr falls linearly to zero over the last `decay_fraction` of `steps`."""
+    """How to train.  lr falls linearly to zero over the last `decay_fraction` of `steps`.
+
+    batches: n, of a step, over all ranks together; None: one per rank.  With the number of an earlier run,
+    another number of ranks goes on as it would have.  shard: split weights, and all that belongs to them,
+    over the ranks; such a run, when stopped, goes on from the last `ckpt_every`.
+    """
 
     steps: int
     lr: float
@@ -40,19 +48,32 @@ class LoopConfig:
     log_every: int = 20
     ckpt_every: int = 500
     seed: int = 0
+    batches: int | None = None
+    shard: bool = False
 
     def __post_init__(self) -> None:
         if self.dtype not in ("bf16", "fp32"):
             raise ValueError(f"dtype={self.dtype!r}; allowed: bf16, fp32")
         if self.steps < 1:
             raise ValueError(f"steps={self.steps}; allowed: 1 or more")
+        if self.batches_per_step < 1 or self.batches_per_step % world_size():
+            raise ValueError(f"batches={self.batches} on {world_size()} ranks; allowed: multiples of "
+                             f"{world_size()}")
+        if self.shard and self.muon_lr is not None:
+            raise ValueError(f"muon_lr={self.muon_lr} with shard=True; allowed: None, as Muon needs whole "
+                             "matrices")
+
+    @property
+    def batches_per_step(self) -> int:
+        return world_size() if self.batches is None else self.batches
 
 
 class TrainingRun:
-    """One run in one folder: `checkpoint.pt`, `loss.csv`, `loss.png`.
+    """One run in one folder: `checkpoint-STEP/`, `loss.csv`, `loss.png`.
 
-    The random numbers and the batch of a step depend on seed, rank and step alone, so a run that was stopped
-    and resumed ends with the weights of one that was not.
+    Random numbers and batch depend on the seed and the batch's index alone, so a run that was stopped and
+    resumed ends with the weights of one that was not.
+    Raises ValueError where the folder's checkpoint is of another number of batches per step.
     """
 
     def __init__(self, module: nn.Module, objective: Objective, batch_at: BatchAt, config: LoopConfig,
@@ -62,34 +83,59 @@ class TrainingRun:
         self.folder.mkdir(parents=True, exist_ok=True)
         self.device = next(module.parameters()).device
         self.rank, self.world_size = rank(), world_size()
-        self.optimizers = build_optimizers(module, config.lr, config.weight_decay, muon_lr=config.muon_lr)
-        self.parameters = [p for o in self.optimizers for g in o.param_groups for p in g["params"]]
         self.ema = AveragedModel(module, multi_avg_fn=get_ema_multi_avg_fn(config.ema_decay),
                                  use_buffers=True)
-        self.step = 0
+        self.sharded = config.shard and self.world_size > 1
+        if self.sharded:
+            self.averaged = copy.deepcopy(module).cpu()
+            shard(module)
+            shard(self.ema.module)
+        self.optimizers = build_optimizers(module, config.lr, config.weight_decay, muon_lr=config.muon_lr)
+        self.parameters = [p for o in self.optimizers for g in o.param_groups for p in g["params"]]
+        self.step = self.saved = 0
         self.between_steps = True  # False while weights change
         self.resume()
 
-    @property
-    def checkpoint(self) -> Path:
-        return self.folder / "checkpoint.pt"
-
     def resume(self) -> None:
-        if self.checkpoint.exists():
-            state = torch.load(self.checkpoint, map_location="cpu", weights_only=True)
-            self.module.load_state_dict(state["module"])
+        path = newest_checkpoint(self.folder)
+        if path is not None:
+            read_checkpoint(path, state := self._state())
+            set_state_dict(self.module, self.optimizers, model_state_dict=state["module"],
+                           optim_state_dict=state["optimizers"])
             self.ema.load_state_dict(state["ema"])
-            for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
-                optimizer.load_state_dict(saved)
-            self.step = state["step"]
-            logger.info("resumed %s at step %d", self.folder, self.step)
+            self.step = self.saved = state["loop"]["step"]
+            batches = state["loop"]["batches"]
+            if batches != self.config.batches_per_step:
+                raise ValueError(f"batches={self.config.batches_per_step}, but {batches} when {str(path)!r} "
+                                 f"was written; allowed: batches={batches}")
+        elif (path := self.folder / "checkpoint.pt").exists():
+            self._resume_earlier_format(path)
+        if self.step:
+            logger.info("resumed %s at step %d", path, self.step)
 
     def save(self) -> None:
-        if self.rank == 0:
-            state = {"step": self.step, "module": self.module.state_dict(), "ema": self.ema.state_dict(),
-                     "optimizers": [o.state_dict() for o in self.optimizers]}
-            torch.save(state, self.checkpoint.with_suffix(".part"))
-            os.replace(self.checkpoint.with_suffix(".part"), self.checkpoint)
+        """Once for a step.  Where the model is sharded, all ranks have to call this together."""
+        if self.step > self.saved:
+            if self.sharded or self.rank == 0:
+                write_checkpoint(self.folder, self.step, self._state(), together=self.sharded)
+            self.saved = self.step
+
+    def _state(self) -> dict[str, Any]:
+        module, optimizers = get_state_dict(self.module, self.optimizers)
+        return {"module": module, "optimizers": optimizers, "ema": self.ema.state_dict(),
+                "loop": {"step": self.step, "batches": self.config.batches_per_step}}
+
+    def _resume_earlier_format(self, path: Path) -> None:
+        """One file, which runs before `checkpoint-STEP/` wrote."""
+        if self.sharded:
+            raise ValueError(f"shard=True goes on from no {str(path)!r}; allowed: shard=False until there is "
+                             "a checkpoint-STEP")
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        self.module.load_state_dict(state["module"])
+        self.ema.load_state_dict(state["ema"])
+        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
+        self.step = state["step"]
 
     def run(self, on_log: Callable[[dict[str, float]], None] = lambda row: None) -> nn.Module:
         """Train to `config.steps` and return the averaged (EMA) module.  Ctrl-C saves first."""
@@ -97,7 +143,7 @@ class TrainingRun:
         started, since = time.perf_counter(), []
         try:
             while self.step < self.config.steps:
-                since.append({k: v.detach() for k, v in self.train_step().items()})
+                since.append(self.train_step())
                 if self.step % self.config.log_every == 0 or self.step == self.config.steps:
                     row = self._log_row(since, time.perf_counter() - started)
                     started, since = time.perf_counter(), []
@@ -106,23 +152,28 @@ class TrainingRun:
                         curve.add(row)
                 if self.step % self.config.ckpt_every == 0:
                     self.save()
-        finally:
-            if self.between_steps:
+            self.save()
+        except BaseException:
+            if self.between_steps and not self.sharded:  # other ranks may have stopped at another step
                 self.save()
+            raise
+        finally:
             if curve and curve.rows():
                 curve.plot()
-        return self.ema.module
+        return self._averaged()
+
+    def _averaged(self) -> nn.Module:
+        """The averaged module, whole on every rank."""
+        if not self.sharded:
+            return self.ema.module
+        state = {name: whole(value).cpu() for name, value in self.ema.module.state_dict().items()}
+        self.averaged.load_state_dict(state)
+        return self.averaged
 
     def train_step(self) -> dict[str, Tensor]:
         config = self.config
-        index = self.step * self.world_size + self.rank
-        torch.manual_seed(config.seed + 1_000_003 * index)
-        batch = self.batch_at(index)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=config.dtype == "bf16"):
-            losses = self.objective(batch)
-        losses["loss"].backward()
-        self._average_gradients()
-        losses["grad_norm"] = nn.utils.clip_grad_norm_(self.parameters, config.grad_clip)
+        losses = self._accumulate_gradients()
+        losses["grad_norm"] = whole(nn.utils.clip_grad_norm_(self.parameters, config.grad_clip))
         self.between_steps = False
         factor = learning_rate_factor(self.step, config.steps, config.warmup, config.decay_fraction)
         for optimizer in self.optimizers:
@@ -137,11 +188,28 @@ class TrainingRun:
         self.between_steps = True
         return losses
 
+    def _accumulate_gradients(self) -> dict[str, Tensor]:
+        """Of this step's batches, their mean over all ranks; the losses are this rank's."""
+        first, per_step = self.step * self.config.batches_per_step, self.config.batches_per_step
+        own = range(first + self.rank, first + per_step, self.world_size)
+        rows = []
+        for index in own:
+            torch.manual_seed(self.config.seed + 1_000_003 * index)
+            batch = self.batch_at(index)
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.dtype == "bf16"):
+                losses = self.objective(batch)
+            (losses["loss"] / len(own)).backward()
+            rows.append({name: value.detach() for name, value in losses.items()})
+        for parameter in self.parameters:
+            if parameter.grad is None:  # no batch of this rank used it, perhaps one of another
+                parameter.grad = torch.zeros_like(parameter)
+        if self.world_size > 1 and not self.sharded:  # else each unit averaged its own on the way back
+            self._average_gradients()
+        return {name: torch.stack([row[name] for row in rows]).mean(0) for name in rows[0]}
+
     def _average_gradients(self) -> None:
         """Mean over ranks, as one message."""
-        if self.world_size == 1:
-            return
-        grads = [p.grad if p.grad is not None else torch.zeros_like(p) for p in self.parameters]
+        grads = [p.grad for p in self.parameters]
         flat = torch.cat([g.flatten() for g in grads])
         dist.all_reduce(flat)
         flat /= self.world_size

@@ -2,8 +2,9 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 from mmengine.config import Config
 
@@ -32,3 +33,12 @@ def check_keys(config: Iterable[str], allowed: Iterable[str], where: str) -> Non
         if key not in allowed:
             near = difflib.get_close_matches(key, allowed, n=3) or allowed
             raise ValueError(f"{where}: unknown key {key!r}; allowed: {', '.join(near)}")
+
+
+def flattened(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    """`{"model": {"depth": 4}}` -> `{"model.depth": "4"}`."""
+    flat: dict[str, str] = {}
+    for key, value in values.items():
+        inner = isinstance(value, Mapping)
+        flat |= flattened(value, f"{prefix}{key}.") if inner else {f"{prefix}{key}": repr(value)}
+    return flat

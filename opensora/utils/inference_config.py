@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from opensora.datasets.aspect import get_image_size, get_num_frames
+from opensora.parallel import check_launcher
 from opensora.utils.config import check_keys
 from opensora.utils.mask_strategy import dframe_to_frame
 
@@ -34,7 +35,7 @@ class InferenceConfig:
     that continue one another, by condition_frame_length latent frames.  aes, flow, camera_motion: scores that
     are added to prompts.  device: None is cuda where there is one.  offload: a model leaves the device once
     it is done.  sp_size, cfg_size: processes that share the tokens, and the two rows, of a video; None: all
-    of a node, divided by cfg_size.
+    of a node, divided by cfg_size.  launcher: what joins the processes of a torchrun, torch or colossalai.
     Raises ValueError, naming key, value and what is allowed.
     """
 
@@ -76,6 +77,7 @@ class InferenceConfig:
     prompt_as_path: bool = False
     overwrite: bool = False
     verbose: int = 1
+    launcher: str = "torch"
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any], where: str) -> InferenceConfig:
@@ -111,6 +113,7 @@ class InferenceConfig:
         if self.multi_resolution not in MULTI_RESOLUTIONS:
             raise ValueError(f"multi_resolution={self.multi_resolution!r}; "
                              f"allowed: {', '.join(MULTI_RESOLUTIONS)}")
+        check_launcher(self.launcher)
         self._check_clips()
         self._check_save_dir()
         _ = self.size, self.torch_device  # raise where they cannot be had

@@ -2,7 +2,6 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +9,7 @@ from opensora.datasets.video_io import save_sample
 from opensora.pipeline import Sample
 from opensora.utils.inference_config import InferenceConfig
 from opensora.utils.sample_request import SampleRequest
+from opensora.utils.whole_file import write_whole
 
 
 def describe(
@@ -38,12 +38,6 @@ def save_with_record(sample: Sample, request: SampleRequest, fps: float, record:
         raise
 
 
-def write_whole(path: Path, text: str) -> None:
-    """Write aside, then rename: a file appears whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        partial.write_text(text, encoding="utf-8")
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+def is_finished(file: Path) -> bool:
+    """A sample is finished where its record stands beside it."""
+    return file.exists() and file.with_suffix(".json").exists()

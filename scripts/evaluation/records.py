@@ -22,8 +22,8 @@ from evaluation.plan import Plan
 from opensora.datasets.video_io import save_sample
 from opensora.parallel import rank
 from opensora.pipeline import Pipeline
-from opensora.utils.sample_record import write_whole
 from opensora.utils.sample_request import SampleRequest
+from opensora.utils.whole_file import write_whole
 
 # keys of a config that say which samples, or where they go
 OF_A_SAMPLE = ("prompt", "prompt_path", "start_index", "end_index", "num_sample", "prompt_as_path", "seed",

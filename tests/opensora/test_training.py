@@ -61,6 +61,22 @@ def test_a_stopped_and_resumed_run_ends_where_an_unbroken_one_does(tmp_path):
     assert (tmp_path / "b" / "loss.png").stat().st_size > 0
 
 
+def test_a_checkpoint_of_the_earlier_format_goes_on_where_it_stopped(tmp_path):
+    """One file, with which the embedded model was trained."""
+    torch.manual_seed(0)
+    module = Line()
+    config = LoopConfig(steps=10, lr=0.05, warmup=1, dtype="fp32", decay_fraction=0.0)
+    run = TrainingRun(module, module, lambda index: torch.randn(16, 1), config, tmp_path / "first")
+    run.run()
+    (tmp_path / "a").mkdir()
+    torch.save({"step": 10, "module": module.state_dict(), "ema": run.ema.state_dict(),
+                "optimizers": [optimizer.state_dict() for optimizer in run.optimizers]},
+               tmp_path / "a/checkpoint.pt")
+    resumed = train_line(tmp_path / "a", 20, decay_fraction=0.0)
+    unbroken = train_line(tmp_path / "b", 20, decay_fraction=0.0)
+    assert all(torch.equal(a, b) for a, b in zip(resumed.parameters(), unbroken.parameters(), strict=True))
+
+
 def test_an_interrupted_run_saves_and_leaves_no_part_file(tmp_path):
     module = Line()
 
@@ -72,7 +88,7 @@ def test_an_interrupted_run_saves_and_leaves_no_part_file(tmp_path):
     config = LoopConfig(steps=20, lr=0.1, dtype="fp32")
     with pytest.raises(KeyboardInterrupt):
         TrainingRun(module, module, batches, config, tmp_path).run()
-    assert torch.load(tmp_path / "checkpoint.pt", weights_only=True)["step"] == 7
+    assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == ["checkpoint-7"]
     assert not list(tmp_path.glob("*.part"))
 
 
@@ -231,7 +247,7 @@ def test_a_step_that_was_interrupted_is_not_saved_half_done(tmp_path):
     run.optimizers[0].step = interrupted
     with pytest.raises(KeyboardInterrupt):
         run.run()
-    assert torch.load(tmp_path / "checkpoint.pt", weights_only=True)["step"] == 5
+    assert [path.name for path in tmp_path.glob("checkpoint*")] == ["checkpoint-5"]
 
 
 def test_the_average_of_weights_is_the_exponential_one_and_survives_a_resume(tmp_path):

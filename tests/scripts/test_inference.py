@@ -275,7 +275,8 @@ def test_a_video_that_fails_is_named_and_the_others_kept(inference, config, tmp_
 
     monkeypatch.setattr(Pipeline, "generate", failing)
     assert inference(config, "--prompt", "a", "red", "circle", "--num-frames", 1, "--save-dir", tmp_path) == 1
-    assert files(tmp_path) == ["sample_0000.json", "sample_0000.png", "sample_0002.json", "sample_0002.png"]
+    assert files(tmp_path) == ["failed.jsonl", "sample_0000.json", "sample_0000.png", "sample_0002.json",
+                               "sample_0002.png"]
     printed = capsys.readouterr()
     assert "failed: sample_0001.png: RuntimeError: out of memory" in printed.err
     assert printed.out.strip().splitlines()[-1].startswith("2 videos in ") and "1 failed" in printed.out
@@ -300,7 +301,7 @@ def test_a_broken_sample_is_not_saved(inference, config, tmp_path, monkeypatch, 
     decode = OpenSoraVAE.decode
     monkeypatch.setattr(OpenSoraVAE, "decode", lambda *args, **kwargs: decode(*args, **kwargs) * float("nan"))
     assert inference(config, "--save-dir", tmp_path) == 1
-    assert files(tmp_path) == [] and "NaN" in capsys.readouterr().err
+    assert files(tmp_path) == ["failed.jsonl"] and "NaN" in capsys.readouterr().err
 
 
 def test_ctrl_c_leaves_finished_videos_and_nothing_half_written(inference, config, tmp_path, monkeypatch):

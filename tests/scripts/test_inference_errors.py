@@ -98,6 +98,7 @@ def test_bad_flags(refused, flags, message):
     ("num_frames = None", "num_frames is missing"),
     ("multi_resolution = 'PixArtMS'", "multi_resolution='PixArtMS'; allowed: STDiT2"),
     ("prompt = (", "does not load"),
+    ("launcher = 'mpi'", "launcher='mpi'; allowed: torch, colossalai"),
 ])
 def test_bad_configs(refused, extra, message):
     assert re.search(message, refused(extra=extra))
@@ -130,6 +131,13 @@ def test_flash_attention_where_it_is_missing_names_the_package(refused):
     if importlib.util.find_spec("flash_attn"):
         pytest.skip("flash-attn is installed")
     assert "'flash_attn'" in refused("--flash-attn", "True", loads=True)
+
+
+def test_colossalai_where_it_is_missing_names_the_package(refused):
+    if importlib.util.find_spec("colossalai"):
+        pytest.skip("colossalai is installed")
+    line = refused(extra="launcher = 'colossalai'")
+    assert "launcher='colossalai' needs the optional package colossalai" in line and "torch" in line
 
 
 def test_a_missing_or_broken_checkpoint(refused, tiny, tmp_path):

@@ -51,7 +51,7 @@ def run(monkeypatch, script: str, config: Path) -> None:
 def batches(tiny, videos, **options) -> VideoBatches:
     vae = build_module(dict(type="OpenSoraVAE_V1_2", from_pretrained=str(tiny / "vae")), MODELS)
     text = T5Encoder(str(tiny / "text_encoder"), model_max_length=12, device="cpu")
-    one = {"world_size": 1, "rank": 0}
+    one = {"per_step": 1, "shares": [0]}
     return VideoBatches(VariableVideoTextDataset(videos), BUCKETS, vae, text, **{**one, **options})
 
 
@@ -80,7 +80,7 @@ def test_a_resumed_run_sees_the_batches_that_an_unbroken_one_sees(tiny, videos, 
 
 
 def test_ranks_share_a_bucket_and_no_video(tiny, videos):
-    ranks = [batches(tiny, videos, world_size=2, rank=rank) for rank in range(2)]
+    ranks = [batches(tiny, videos, per_step=2, shares=[rank]) for rank in range(2)]
     first, second = (at(index) for index, at in enumerate(ranks))
     assert first.z.shape == second.z.shape and not torch.equal(first.z, second.z)
 

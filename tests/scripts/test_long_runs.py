@@ -1,0 +1,151 @@
+"""Runs of many prompts: stopped, killed and started again with another number of ranks, as a user does it."""
+import importlib
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+import weakref
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from opensora.pipeline import Pipeline
+
+ROOT = Path(__file__).resolve().parents[2]
+PROMPTS = [f"a {colour} {shape} moves {where}" for colour in ("red", "blue", "blue red")
+           for shape in ("circle", "square") for where in ("left", "right")]
+STEPS = ("--num-sampling-steps", "30")
+
+
+@pytest.fixture
+def inference(monkeypatch) -> Callable[..., int]:
+    """`inference("--flag", ...)` runs the script's main in this process and gives its exit status."""
+    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
+    module = importlib.import_module("inference")
+    return lambda *args: module.main([str(arg) for arg in args])
+
+
+@pytest.fixture
+def flags(tiny, tmp_path) -> list[str]:
+    """12 pictures, in tmp_path/out."""
+    (tmp_path / "prompts.txt").write_text("\n".join(PROMPTS))
+    return [str(tiny / "sample.py"), "--prompt-path", str(tmp_path / "prompts.txt"), "--num-frames", "1",
+            "--save-dir", str(tmp_path / "out")]
+
+
+def torchrun(ranks: int, *args: str) -> subprocess.Popen:
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(ranks),
+               str(ROOT / "scripts/inference.py"), *args]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                            env=environment)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(folder.glob("*.png")) if path.is_file()}
+
+
+def failed(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "failed.jsonl").read_text().splitlines()]
+
+
+def wait_for(condition: Callable[[], object], seconds: float = 60) -> None:
+    until = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < until, "it did not come about"
+        time.sleep(0.02)
+
+
+def test_a_killed_rank_ends_the_run_and_other_numbers_of_ranks_finish_it(inference, flags, tmp_path):
+    out, log = tmp_path / "out", tmp_path / "out/logs/rank_1.log"
+    (out / "sample_0003.png").mkdir(parents=True)  # in the way: this sample fails, on rank 1
+    run = torchrun(2, *flags, *STEPS)
+    wait_for(lambda: log.exists() and log.read_text().count(": computed 30 of 30 steps") >= 2)
+    os.kill(int(re.search(r"rank 1 of 2, process (\d+)", log.read_text())[1]), signal.SIGKILL)
+    killed = time.monotonic()
+    _, said = run.communicate(timeout=60)
+    assert time.monotonic() - killed < 10 and run.returncode != 0
+    assert re.search(r"rank +: 1 ", said) and "SIGKILL" in said
+    assert "sample_0003.png" in log.read_text() and "Traceback" in log.read_text()
+    made = contents(out)
+    assert 1 <= len(made) < 11
+    # what a kill amid writing leaves; and another run's, which is not ours to sweep
+    (out / ".sample_0010.png.123.partial").touch()
+    (out / ".other.png.123.partial").touch()
+
+    assert inference(*flags, *STEPS) == 1
+    (entry,) = failed(out)
+    assert (entry["prompt_index"], entry["sample_index"], entry["prompt"]) == (3, 0, PROMPTS[3])
+    assert entry["file"] == "sample_0003.png" and entry["cause"].startswith("IsADirectoryError: ")
+    assert entry["rank"] == 0 and "T" in entry["time"]
+    assert made.items() <= contents(out).items() and len(contents(out)) == 11
+    assert [path.name for path in out.glob(".*")] == [".other.png.123.partial"]
+
+    (out / "sample_0003.png").rmdir()
+    whole = contents(out)
+    for number in range(0, 8, 2):  # all of one rank's share, were it cut from the whole list
+        (out / f"sample_{number:04d}.png").unlink()
+    shares = [path.read_text().count(": computed") for path in sorted((out / "logs").glob("rank_*.log"))]
+    run = torchrun(2, *flags, *STEPS)
+    printed, said = run.communicate(timeout=60)
+    assert run.returncode == 0, said
+    now = [path.read_text().count(": computed") for path in sorted((out / "logs").glob("rank_*.log"))]
+    assert sorted(new - old for new, old in zip(now, shares, strict=True)) == [2, 3]
+    assert contents(out) == whole | {"sample_0003.png": contents(out)["sample_0003.png"]}
+    assert not (out / "failed.jsonl").exists()
+    lines = printed.strip().splitlines()
+    assert any(re.fullmatch(r"\d of 5 videos, \d:\d\d:\d\d left", line) for line in lines)
+    assert "5 of 5 videos" in lines and lines[-1].startswith("5 videos in ")
+    assert "7 existing kept" in lines[-1]
+
+
+def test_ranks_with_different_configs_refuse_to_begin(tiny, tmp_path):
+    path = tmp_path / "differs.py"
+    path.write_text(f"_base_ = '{tiny}/sample.py'\nsample_name = 'of_{{{{$RANK:0}}}}'\n")
+    run = torchrun(2, str(path), "--save-dir", str(tmp_path / "out"))
+    _, said = run.communicate(timeout=60)
+    line = "error: sample_name='of_1' on rank 1, but 'of_0' on rank 0; allowed: the same on all ranks\n"
+    assert said.count(line) == 1
+    assert re.findall(r"exitcode +: (\d+)", said) == ["2"] * len(re.findall(r"exitcode +:", said)) != []
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_batch_that_runs_out_of_memory_is_made_one_by_one(inference, flags, tmp_path, monkeypatch):
+    """Memory of the batch is free again by then; one that fails alone takes no other with it."""
+    generate, tensors, sizes = Pipeline.generate, [], []
+
+    def scarce(self, requests, *args):
+        held = torch.zeros(8)
+        assert not any(tensor() is not None for tensor in tensors), "memory of an earlier try is still held"
+        tensors.append(weakref.ref(held))
+        sizes.append(len(requests))
+        if len(requests) > 1 or requests[0].index == 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return generate(self, requests, *args)
+
+    monkeypatch.setattr(Pipeline, "generate", scarce)
+    monkeypatch.setattr("run_report.rank_log.disabled", True)  # pytest keeps the errors that are logged
+    assert inference(*flags, "--end-index", 4, "--batch-size", 2) == 1
+    assert sizes == [2, 1, 1, 2, 1, 1]
+    assert list(contents(tmp_path / "out")) == [f"sample_000{i}.png" for i in (0, 1, 3)]
+    (entry,) = failed(tmp_path / "out")
+    assert (entry["file"], entry["cause"]) == ("sample_0002.png", "OutOfMemoryError: CUDA out of memory")
+
+
+def test_the_list_tells_what_is_missing_now(inference, flags, tmp_path, monkeypatch):
+    """What succeeds later leaves it, also by another command; what is not asked for stays."""
+    (tmp_path / "out/sample_0000.png").mkdir(parents=True)
+    (tmp_path / "out/sample_0001.png").mkdir()
+    assert inference(*flags, "--end-index", 2) == 1
+    assert [entry["file"] for entry in failed(tmp_path / "out")] == ["sample_0000.png", "sample_0001.png"]
+    (tmp_path / "out/sample_0001.png").rmdir()
+    # a rank that was killed while it wrote: half a line
+    (tmp_path / "out/.failed.5.jsonl").write_text('{"file": "samp')
+    assert inference(*flags, "--start-index", 1, "--end-index", 2) == 0
+    assert [entry["file"] for entry in failed(tmp_path / "out")] == ["sample_0000.png"]
+    assert not list((tmp_path / "out").glob(".*"))
