@@ -33,7 +33,7 @@ def save_results(results: object, folder: Path) -> None:
 
 
 def load_results(folder: Path, ranks: int) -> list:
-    return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(ranks)]
+    return [torch.load(folder / f"{rank}.pt") for rank in range(ranks)]
 
 
 @contextmanager

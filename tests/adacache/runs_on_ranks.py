@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import math
 import sys
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +73,7 @@ def run(name: str, part: Part = WHOLE, ranks: Ranks = ALONE, x: Tensor | None = 
     config = AdaCacheConfig(**{"codebook": CODEBOOK, "probes": ["blocks.1.attn"], **SETTINGS[name]})
     with counted() as calls, adaptive_cache(model, config, STEPS, ranks) as session:
         out = sample(model, STEPS, x)
-    return {"out": out, "trace": session.trace.to_json(), "calls": calls, "part": part}
+    return {"out": out, "trace": session.trace.to_json(), "calls": calls, "part": astuple(part)}
 
 
 def broken_on_one_rank(rank: int, ranks: Ranks) -> dict[str, Any]:
