@@ -32,10 +32,10 @@ def inference(monkeypatch) -> Callable[..., int]:
 
 @pytest.fixture
 def flags(tiny, tmp_path) -> list[str]:
-    """12 pictures, in tmp_path/out."""
+    """12 pictures, in tmp_path/out, each made by one rank."""
     (tmp_path / "prompts.txt").write_text("\n".join(PROMPTS))
     return [str(tiny / "sample.py"), "--prompt-path", str(tmp_path / "prompts.txt"), "--num-frames", "1",
-            "--save-dir", str(tmp_path / "out")]
+            "--save-dir", str(tmp_path / "out"), "--sp-size", "1"]
 
 
 def torchrun(ranks: int, *args: str) -> subprocess.Popen:
