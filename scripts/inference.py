@@ -1,5 +1,6 @@
 """Make videos from prompts: `python scripts/inference.py CONFIG [flags]`, or `torchrun --standalone
---nproc_per_node N scripts/inference.py CONFIG [flags]`, where each process takes its share of the prompts.
+--nproc_per_node N scripts/inference.py CONFIG [flags]`, where processes share each video (--sp-size,
+--cfg-size), and what is left of them the prompts.
 """
 from __future__ import annotations
 
