@@ -460,7 +460,7 @@ class Scripted:
 
 
 def test_the_smallest_threshold_that_is_fast_enough_is_found(rivals):
-    tune = importlib.import_module("tune_rivals")
+    tune = importlib.import_module("rivals.tuning")
     bench = Scripted(tune)
     found = tune.least_threshold(bench, lambda value: rivals.FirstBlockCache(threshold=value), 2.0)
     assert 0.2 <= found.settings.threshold <= 0.2 * tune.PRECISION and len(bench.asked) < 13
@@ -469,14 +469,14 @@ def test_the_smallest_threshold_that_is_fast_enough_is_found(rivals):
 
 
 def test_of_a_grid_the_best_that_is_fast_enough_is_taken_or_the_fastest(rivals):
-    tune = importlib.import_module("tune_rivals")
+    tune = importlib.import_module("rivals.tuning")
     grid = [rivals.FirstBlockCache(threshold=value) for value in (0.1, 0.3, 0.2)]
     assert tune.best_of(Scripted(tune), grid, 1.9).settings.threshold == 0.2
     assert tune.best_of(Scripted(tune), grid, 2.9).settings.threshold == 0.3
 
 
 def test_every_grid_has_the_published_settings_and_fits_any_model(rivals):
-    tune = importlib.import_module("tune_rivals")
+    tune = importlib.import_module("rivals.tuning")
     assert {rivals.PAB(), rivals.PAB(spatial=5, temporal=7, cross=9)} <= set(tune.pab_grid())
     assert rivals.TGate(gate=15) in tune.tgate_grid(25)
     assert rivals.TGate(gate=12, sp_interval=2) in tune.tgate_grid(30)
@@ -509,13 +509,13 @@ def test_tuned_settings_are_written_as_read_rival_reads_them(rivals, tiny, tmp_p
 
 def test_the_offline_schedule_has_the_most_steps_that_are_fast_enough(rivals, tiny, tmp_path, monkeypatch):
     tune, choice = importlib.import_module("tune_rivals"), importlib.import_module("cache_choice")
-    asked = []
+    tuning, asked = importlib.import_module("rivals.tuning"), []
 
     def tried(bench, settings: AdaCacheConfig):
         asked.append(len(settings.schedule.steps))
-        return tried_so(tune, settings, [40.0], [asked[-1]], 6 / (asked[-1] + 0.5))
+        return tried_so(tuning, settings, [40.0], [asked[-1]], 6 / (asked[-1] + 0.5))
 
-    monkeypatch.setattr(tune.Bench, "tried", tried)
+    monkeypatch.setattr(tuning.Bench, "tried", tried)
     monkeypatch.setattr(sys, "argv", [
         "tune_rivals.py", str(tiny / "sample.py"), "--target-speedup", "1.5", "--prompts", "2",
         "--rivals", "offline_schedule", "--out", str(tmp_path), "--cfg-options", "seed=8"])
