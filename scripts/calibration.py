@@ -1,0 +1,97 @@
+"""What is known before settings are tried, and which are to be tried for a speed or a quality."""
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import dropwhile, islice
+
+from cache_choice import open_cache
+from recorded_prompts import RecordedPrompts
+from trials import Outcome
+
+from adacache import AdaCacheConfig, FixedSchedule
+from adacache.calibrate import best_steps, guard_for
+from opensora.pipeline import Pipeline
+from opensora.utils.sample_request import SampleRequest
+
+TRIES = 4  # numbers of computed steps
+ORDER = 2  # of the forecast
+
+Choices = list[tuple[AdaCacheConfig, float]]  # settings, and the PSNR in dB that they are foretold
+
+
+@dataclass(frozen=True)
+class Found:
+    """Settings, and what they do to other prompts.  foretold: PSNR in dB by simulation."""
+
+    settings: AdaCacheConfig
+    foretold: float
+    outcome: Outcome
+
+    def __str__(self) -> str:
+        kind = "guard" if self.settings.schedule is None else "fixed steps"
+        return f"{kind}, {self.outcome} (foretold {self.foretold:.1f} dB)"
+
+
+class Calibration:
+    """What is known before any settings are tried.  reused_cost: of a reused step, part of a computed one."""
+
+    def __init__(self, prompts: RecordedPrompts, reused_cost: float, probes: AdaCacheConfig) -> None:
+        self.prompts, self.reused_cost, self.probes = prompts, reused_cost, probes
+
+    @property
+    def num_steps(self) -> int:
+        return self.prompts.recording.num_steps
+
+    def speed_of(self, computed: float) -> float:
+        return self.num_steps / (computed + (self.num_steps - computed) * self.reused_cost)
+
+    def count_for(self, speed_up: float) -> int:
+        """Computed steps with which denoising is that much faster.  Raises ValueError where none are few
+        enough."""
+        steps, cost = self.num_steps, self.reused_cost
+        count = int((steps / speed_up - steps * cost) / (1 - cost))
+        if count < 2:
+            most = max(1.0, steps / (2 + (steps - 2) * cost))
+            raise ValueError(f"target_speedup={speed_up:g}; allowed: above 1, to {most:.1f}")
+        return min(count, steps - 1)
+
+    def choices(self, count: int) -> Choices:
+        """Settings that compute so many steps, at most in the mean, and the PSNR that they are foretold."""
+        forecast, recording = replace(self.probes, codebook="fast", forecast=ORDER), self.prompts.recording
+        choices = [replace(forecast, schedule=best_steps(recording, count, forecast, self.prompts.growth))]
+        with suppress(ValueError):  # of a codebook that computes more whatever the guard is
+            choices.append(replace(forecast, guard=guard_for(recording, count, forecast)))
+        return [(settings, self.prompts.foretold(settings)) for settings in choices]
+
+
+def reused_cost(pipeline: Pipeline, requests: Sequence[SampleRequest]) -> float:
+    """Of a reused step, as part of a computed one."""
+    steps, seconds = pipeline.scheduler.num_sampling_steps, []
+    for computed in (range(steps), (0,)):
+        cache = AdaCacheConfig(schedule=FixedSchedule(tuple(computed), steps), forecast=0)
+        seconds.append(pipeline.generate(requests, partial(open_cache, cache))[0].seconds["denoise"])
+    return max(0.0, (seconds[1] - seconds[0] / steps) / (steps - 1) / (seconds[0] / steps))
+
+
+@dataclass(frozen=True)
+class Target:
+    """value: of the denoising's speed-up, or of the mean PSNR in dB."""
+
+    value: float
+    of_speed: bool
+
+    def met_by(self, found: Found) -> bool:
+        return (found.outcome.speed_up if self.of_speed else found.outcome.psnr.mean()) >= self.value
+
+    def choices(self, known: Calibration) -> Iterator[Choices]:
+        """For a speed with fewer and fewer computed steps, for a quality with more and more."""
+        if self.of_speed:
+            most = known.count_for(self.value)
+            yield from (known.choices(count) for count in range(most, max(1, most - TRIES), -1))
+            return
+        every = (known.choices(count) for count in range(2, known.num_steps))
+        enough = dropwhile(lambda choices: max(foretold for _, foretold in choices) < self.value, every)
+        yield from islice(enough, TRIES)
