@@ -201,7 +201,7 @@ class Chromium:
             ["sh", "-c", 'exec "$@" 3<&0 4>&1 0</dev/null 1>&2', "sh", "chromium", *self.FLAGS,
              f"--user-data-dir={profile}"],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
-        self.watchdog = Timer(15, self.process.kill)  # a browser that hangs ends here, and the test fails
+        self.watchdog = Timer(60, self.process.kill)  # a browser that hangs ends here, and the test fails
         self.watchdog.start()
         target = self.call("Target.createTarget", url="about:blank")["targetId"]
         session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
@@ -249,9 +249,9 @@ def browser(tmp_path: Path) -> Any:
 
 
 def until(condition: str) -> str:
-    """JavaScript: a promise of the condition's value once it is true, or false after 8 seconds."""
+    """JavaScript: a promise of the condition's value once it is true, or false after 20 seconds."""
     return f"""new Promise((resolve) => {{
-        const end = Date.now() + 8000;
+        const end = Date.now() + 20000;
         const look = () => {condition} || Date.now() > end ? resolve({condition}) : setTimeout(look, 20);
         look();
     }})"""
