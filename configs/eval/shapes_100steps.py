@@ -4,6 +4,9 @@ scheduler = dict(num_sampling_steps=100)
 evaluation = dict(prompts=64, flops_videos=2)
 profiles = "configs/shapes/profiles/100_steps"
 rivals = "configs/eval/rivals/shapes_100"
+# as in reuse_100.py
+dense = dict(num_steps=100, computed_steps=[
+    0, 1, 2, 3, 4, 6, 8, 11, 14, 18, 22, 27, 33, 40, 48, 58, 69, 82, 96])
 
 
 def adaptive(codebook, **settings):
@@ -25,9 +28,12 @@ methods = {
     "AdaCache, fast": dict(adacache=adaptive("fast"), against="AdaCache as published, fast"),
     **{f"AdaCache calibrated, {speed}x": dict(adacache=f"{profiles}_{speed}x.json")
        for speed in ("3", "4.7", "5")},
+    "AdaCache, 19 steps by hand": dict(
+        adacache=dict(schedule=dense, probes=["temporal_blocks.2.attn"], forecast=2),
+        against="AdaCache calibrated, 4.7x"),
     **{f"{name}, 4.7x": dict(rival=f"{rivals}/{file}_4.7x.json", against="AdaCache calibrated, 4.7x")
        for name, file in (("TeaCache", "teacache"), ("FirstBlockCache", "first_block_cache"))},
     "offline schedule, 4.7x": dict(adacache=f"{rivals}/offline_schedule_4.7x.json",
                                    against="AdaCache calibrated, 4.7x"),
 }
-del adaptive, uniform, profiles, rivals
+del adaptive, uniform, profiles, rivals, dense
