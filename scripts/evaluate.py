@@ -23,7 +23,7 @@ from evaluation.plan import Plan, read_plan
 from evaluation.records import Records
 from evaluation.sampling import Sampling
 from evaluation.summary import summarise, unfinished
-from evaluation.tables import as_csv, markdown, terminal
+from evaluation.tables import as_csv, markdown, missing_sentences, terminal
 from exit_status import exit_status
 from mmengine.config import DictAction
 from rich.console import Console
@@ -42,10 +42,11 @@ def evaluate(args: argparse.Namespace) -> None:
     pipeline = Pipeline.load(plan.config)
     for method in plan.methods.values():
         method.check(pipeline.model)
+    records = Records(folder, plan, pipeline)
     if not args.report:
-        make_all(wanted, pipeline, Records(folder, wanted, pipeline))
+        make_all(wanted, pipeline, records)
     if rank() == 0:
-        report(plan, Records(folder, plan, pipeline), folder, pipeline.device)
+        report(plan, records, folder, pipeline.device)
 
 
 def make_all(plan: Plan, pipeline: Pipeline, records: Records) -> None:
@@ -77,9 +78,8 @@ def report(plan: Plan, records: Records, folder: Path, device: torch.device) -> 
     page = write_gallery(results, folder, plan.options.gallery)
     console = Console(width=max(200, Console().width))
     console.print(terminal(results))
-    for how in results["metrics"].values():
-        if "missing" in how:
-            console.print(how["missing"])
+    for sentence in missing_sentences(results):
+        console.print(sentence)
     if left := unfinished(plan, found):
         console.print(f"{left} videos are still to be made")
     console.print(f"{page}")

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from cache_choice import MIDDLE_PROBE, for_model, open_cache, take_cache_config
+from evaluation.metrics import RANGE
 from torch import Tensor, nn
 
 from adacache import AdaCacheConfig, FixedSchedule
@@ -21,7 +22,6 @@ from opensora.utils.sample_request import SampleRequest, plan_samples
 
 TRIED = 10  # steps at which the growth of errors is measured, denser where they are early
 GROWN = 8   # videos on which it is measured
-RANGE = 2   # of the values of a video, -1 to 1
 
 Batches = list[list[SampleRequest]]
 

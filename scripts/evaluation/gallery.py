@@ -3,7 +3,6 @@ from __future__ import annotations
 
 import base64
 import math
-import os
 from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
@@ -13,6 +12,8 @@ from typing import Any
 import av
 
 from evaluation.figures import family_colours, mean_psnr
+from evaluation.tables import missing_sentences, shown_metrics
+from opensora.utils.whole_file import write_whole
 
 PICTURES = {"quality_latency.png": "PSNR against the speed-up of denoising, one curve per family of methods",
             "timelines.png": "which denoising steps each method computes"}
@@ -39,9 +40,7 @@ def write_gallery(results: Mapping[str, Any], folder: Path, prompts: int) -> Pat
         summary=summary_table(results, names), pictures=pictures(folder), choices=choices(results, names),
         rows="\n".join(prompt_row(row, results, names, folder) for row in rows))
     path = folder / "gallery.html"
-    partial = path.with_suffix(".partial")
-    partial.write_text(page, encoding="utf-8")
-    os.replace(partial, path)
+    write_whole(path, page)
     return path
 
 
@@ -83,10 +82,6 @@ def about(results: Mapping[str, Any], shown: int) -> str:
     return f"{', '.join(parts)}. Table: mean ± 95 % interval. Videos: the first {pairs} of prompt and seed."
 
 
-def measured(results: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
-    return {key: metric for key, metric in results["metrics"].items() if "missing" not in metric}
-
-
 def number(value: float | None, digits: int) -> str:
     if value is None or math.isnan(value):
         return ABSENT
@@ -95,7 +90,7 @@ def number(value: float | None, digits: int) -> str:
 
 def summary_table(results: Mapping[str, Any], names: Sequence[str]) -> str:
     """Methods x metrics; under it a sentence for each metric that could not be measured."""
-    metrics, colours = measured(results), family_colours(results)
+    metrics, colours = shown_metrics(results), family_colours(results)
     heads = "".join(f"<th>{escape(metric['label'])}</th>" for metric in metrics.values())
     lines = [f"<thead><tr><th>method</th><th>videos</th>{heads}</tr></thead>"]
     for name in names:
@@ -103,8 +98,7 @@ def summary_table(results: Mapping[str, Any], names: Sequence[str]) -> str:
         cells = "".join(f"<td>{mean_cell(method, key, m['digits'])}</td>" for key, m in metrics.items())
         lines.append(f"<tr><th>{dot(colours[method['family']])}{escape(name)}</th>"
                      f"<td>{method['videos']}</td>{cells}</tr>")
-    notes = "".join(f"<li>{escape(metric['missing'])}</li>" for metric in results["metrics"].values()
-                    if "missing" in metric)
+    notes = "".join(f"<li>{escape(sentence)}</li>" for sentence in missing_sentences(results))
     table = "\n".join(lines)
     return f'<div class="table"><table>{table}</table></div>\n<ul class="notes">{notes}</ul>'
 
@@ -180,7 +174,7 @@ def strip(video: Mapping[str, Any]) -> str:
 
 def clip_numbers(video: Mapping[str, Any], results: Mapping[str, Any]) -> str:
     """Steps and speed-up first, then what else was measured on this video."""
-    metrics, values = measured(results), dict(video["metrics"])
+    metrics, values = shown_metrics(results), dict(video["metrics"])
     values.pop("computed", None)  # the first line says it
     speedup = number(values.pop("speedup", None), 2)
     lines = [f'<dt class="first">{len(video["computed_steps"])} of {video["num_steps"]} steps</dt>'

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -140,7 +140,8 @@ def read_json(file: Path) -> dict[str, Any]:
         raise ValueError(f"{file} is no JSON ({error}); allowed: a file of this evaluation, whole") from error
 
 
-def missing_methods(records: Records, batch: Sequence[SampleRequest]) -> list[Method]:
+def missing_methods(records: Records, methods: Iterable[Method],
+                    batch: Sequence[SampleRequest]) -> list[Method]:
     """Those of which a video of the batch is still to be made."""
-    return [method for method in records.plan.methods.values()
+    return [method for method in methods
             if any(records.find(method, request) is None for request in batch)]

@@ -41,7 +41,7 @@ class Sampling:
 
     def make(self, number: int, batch: Sequence[SampleRequest]) -> None:
         """All that is missing of one batch.  number: of the batch."""
-        methods = missing_methods(self.records, batch)
+        methods = missing_methods(self.records, self.plan.methods.values(), batch)
         if not methods:
             return
         counts = self.plan.counts_flops(batch)
