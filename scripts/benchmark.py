@@ -24,6 +24,7 @@ from exit_status import exit_status
 from mmengine.config import DictAction
 from rich.console import Console
 from rich.table import Table
+from torch import nn
 
 from adacache import Codebook
 from opensora.datasets.shapes import held_out_prompts
@@ -70,6 +71,14 @@ def table(result: Mapping[str, Any]) -> Table:
     return shown
 
 
+@torch.no_grad()
+def fill_zeros(model: nn.Module) -> None:
+    """Of layers that a new model starts as zeros: products with zeros take a GPU less power, and time."""
+    for weight in model.parameters():
+        if weight.ndim > 1 and not weight.any():
+            weight.normal_(std=0.02)
+
+
 def benchmark(args: argparse.Namespace) -> dict[str, Any]:
     values = read_config(args.config, args.cfg_options).to_dict()
     cache = take_cache_config(values, args.adacache)
@@ -79,6 +88,7 @@ def benchmark(args: argparse.Namespace) -> dict[str, Any]:
     if args.batch:
         config = replace(config, prompt=held_out_prompts(args.batch), batch_size=args.batch)
     pipeline, requests = Pipeline.load(config), plan_samples(config)[: config.batch_size]
+    fill_zeros(pipeline.model)
     if args.compile:
         for block in (*pipeline.model.spatial_blocks, *pipeline.model.temporal_blocks):
             block.compute = torch.compile(block.compute)

@@ -29,17 +29,15 @@ from exit_status import exit_status
 from prompt_flags import (
     add_prompt_file_flag,
     add_prompt_flags,
-    check_unreported,
-    split_prompts,
-    unreported_prompts,
+    add_verify_flag,
+    check_prompt_flags,
+    chosen_prompts,
 )
 from recorded_prompts import RecordedPrompts, as_options, in_batches, open_pipeline
 from trials import Trials, say
 
 from opensora.parallel import of_all_processes, process_group, rank
 from opensora.utils.whole_file import write_whole
-
-VERIFIED_SEED = 2  # of the prompts on which settings are tried; those they are found on have another
 
 
 def profile(found: Found, foretold_speed: float) -> dict[str, Any]:
@@ -58,14 +56,6 @@ def calibrate(args: argparse.Namespace) -> int:
     told = {"config": args.config, "sampler": dict(config.scheduler),
             "prompts": {"found_on": prompts, "measured_on": others}}
     return max([meet(target, known, trials, args.out, told) for target in targets(args)])
-
-
-def chosen_prompts(args: argparse.Namespace) -> tuple[list[str], list[str]]:
-    """To find settings on, and to try them on."""
-    if args.prompt_path is not None:
-        return split_prompts(args.prompt_path, args.prompts, args.verify)
-    return (unreported_prompts(args.prompts, args.prompt_seed),
-            unreported_prompts(args.verify, VERIFIED_SEED))
 
 
 def targets(args: argparse.Namespace) -> list[Target]:
@@ -96,12 +86,7 @@ def meet(target: Target, known: Calibration, trials: Trials, out: Path, told: Ma
 
 def check(args: argparse.Namespace) -> None:
     """Raise ValueError for what needs no model to be refused."""
-    if args.prompts < 2 or args.verify < 2:
-        raise ValueError(f"prompts={args.prompts}, verify={args.verify}; allowed: 2 or more of each")
-    check_unreported(args.prompt_seed)
-    if args.prompt_seed == VERIFIED_SEED:
-        raise ValueError(f"prompt_seed={args.prompt_seed}; allowed: any but {VERIFIED_SEED}, on whose "
-                         "prompts the settings are tried")
+    check_prompt_flags(args)
     for value in args.target_speedup or ():
         if not 1 < value < math.inf:
             raise ValueError(f"target_speedup={value:g}; allowed: a number above 1")
@@ -121,8 +106,7 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=Path("profile.json"), metavar="FILE")
     add_prompt_flags(parser, prompts=32, prompt_seed=1)
     add_prompt_file_flag(parser)
-    parser.add_argument("--verify", type=int, default=16, metavar="N",
-                        help="other prompts, on which settings are tried")
+    add_verify_flag(parser, 16)
     args = parser.parse_args()
     logging.getLogger("adacache").setLevel(logging.ERROR)
 

@@ -10,6 +10,7 @@ from opensora.datasets.shapes import held_out_prompts
 from opensora.utils.prompts import load_prompts
 
 REPORTED_SEED, REPORTED = 0, 128  # of the held-out prompts on which methods are compared
+VERIFIED_SEED = 2  # of those on which settings are tried; those they are found on have another
 
 
 def add_prompt_flags(parser: argparse.ArgumentParser, prompts: int, prompt_seed: int) -> None:
@@ -26,15 +27,33 @@ def add_prompt_file_flag(parser: argparse.ArgumentParser) -> None:
                         help="prompts, one a line, instead of held-out ones of the embedded model")
 
 
+def add_verify_flag(parser: argparse.ArgumentParser, verify: int) -> None:
+    parser.add_argument("--verify", type=int, default=verify, metavar="N",
+                        help="other prompts, on which settings are tried")
+
+
 def add_json_flag(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", type=Path, metavar="FILE")
 
 
-def check_unreported(prompt_seed: int) -> None:
-    """Raise ValueError for the prompts on which methods are compared: nothing may be chosen by them."""
-    if prompt_seed == REPORTED_SEED:
-        raise ValueError(f"prompt_seed={prompt_seed}; allowed: any but {REPORTED_SEED}, on whose prompts "
-                         "methods are compared")
+def check_prompt_flags(args: argparse.Namespace) -> None:
+    """Raise ValueError for too few prompts, and for those that are for something else."""
+    if args.prompts < 2 or args.verify < 2:
+        raise ValueError(f"prompts={args.prompts}, verify={args.verify}; allowed: 2 or more of each")
+    if args.prompt_seed == REPORTED_SEED:
+        raise ValueError(f"prompt_seed={args.prompt_seed}; allowed: any but {REPORTED_SEED}, on whose "
+                         "prompts methods are compared")
+    if args.prompt_seed == VERIFIED_SEED:
+        raise ValueError(f"prompt_seed={args.prompt_seed}; allowed: any but {VERIFIED_SEED}, on whose "
+                         "prompts the settings are tried")
+
+
+def chosen_prompts(args: argparse.Namespace) -> tuple[list[str], list[str]]:
+    """To find settings on, and to try them on; none of them is reported."""
+    if args.prompt_path is not None:
+        return split_prompts(args.prompt_path, args.prompts, args.verify)
+    return (unreported_prompts(args.prompts, args.prompt_seed),
+            unreported_prompts(args.verify, VERIFIED_SEED))
 
 
 def unreported_prompts(count: int, seed: int) -> list[str]:

@@ -1,10 +1,12 @@
 """Settings of rival caches for a speed: `[torchrun ...] scripts/tune_rivals.py CONFIG --target-speedup X`.
 
-Every rival is tuned as its paper does it, on held-out prompts of the embedded model, one video at a time:
-TeaCache's polynomial is fitted to uncached runs, and its threshold, and that of the first block cache, is the
-smallest with which denoising is as much faster as asked for; the schedule that is placed offline has the most
-steps that are fast enough; of the others a small grid is tried, with the published settings in it, and the
-best PSNR wins among those that are fast enough.  PSNR is that of the decoded video against the uncached one.
+Every rival is tuned as its paper does it, on held-out prompts of the embedded model, one video at a time.
+What is learnt from uncached runs, TeaCache's polynomial and the schedule that is placed offline, is learnt
+from `--prompts` of them; settings are tried on `--verify` others.  TeaCache's threshold, and that of the
+first block cache, is the smallest with which denoising is as much faster as asked for; the schedule that is
+placed offline has the most steps that are fast enough; of the others a small grid is tried, with the
+published settings in it, and the best PSNR wins among those that are fast enough.  PSNR is that of the
+decoded video against the uncached one.
 Writes FOLDER/NAME_1.5x.json for every target; where nothing is fast enough, the fastest, and it says so.
 """
 from __future__ import annotations
@@ -21,14 +23,13 @@ from typing import Any
 import torch
 from exit_status import exit_status
 from mmengine.config import DictAction
-from prompt_flags import add_prompt_file_flag, check_unreported, unreported_prompts
+from prompt_flags import add_prompt_file_flag, add_verify_flag, check_prompt_flags, chosen_prompts
 from recorded_prompts import in_batches, open_pipeline
 from rivals.tuning import NAMES, Bench, Tried, tuned, values_of
 from trials import say
 
 from adacache.config import one_of
 from opensora.parallel import process_group, rank
-from opensora.utils.prompts import load_prompts
 from opensora.utils.whole_file import write_whole
 
 
@@ -37,15 +38,14 @@ def record(best: Tried, target: float, args: argparse.Namespace) -> dict[str, An
     return {"settings": values_of(best.settings), "config": args.config, "target_speedup": target,
             "reached": best.speed_up >= target,
             "measured": best.outcome.to_json(),
-            "prompts": {"count": args.prompts, "seed": args.prompt_seed}}
+            "prompts": {"learnt_on": args.prompts, "tried_on": args.verify, "seed": args.prompt_seed}}
 
 
 def tune(args: argparse.Namespace) -> None:
     pipeline, probes = open_pipeline(args.config, args.cfg_options)
-    prompts = unreported_prompts(args.prompts, args.prompt_seed)
-    if args.prompt_path is not None:
-        prompts = load_prompts(args.prompt_path)[: args.prompts]
-    bench = Bench(pipeline, [request for request, in in_batches(pipeline.config, prompts, 1)], probes)
+    learnt_on, tried_on = ([request for request, in in_batches(pipeline.config, prompts, 1)]
+                           for prompts in chosen_prompts(args))
+    bench = Bench(pipeline, learnt_on, tried_on, probes)
     for name, target in product(args.rivals, args.target_speedup):
         best = tuned(name, bench, target)
         file = args.out / f"{name}_{target:g}x.json"
@@ -57,9 +57,7 @@ def tune(args: argparse.Namespace) -> None:
 
 def check(args: argparse.Namespace) -> None:
     """Raises ValueError for what no model is needed to refuse."""
-    if args.prompts < 2:
-        raise ValueError(f"prompts={args.prompts}; allowed: 2 or more")
-    check_unreported(args.prompt_seed)
+    check_prompt_flags(args)
     for target in args.target_speedup:
         if not 1 < target < math.inf:
             raise ValueError(f"target_speedup={target:g}; allowed: numbers above 1")
@@ -76,8 +74,9 @@ def main() -> int:
                         help="of denoising")
     parser.add_argument("--rivals", nargs="+", default=list(NAMES), metavar="NAME",
                         help=f"of {', '.join(NAMES)}; default: all")
-    parser.add_argument("--prompts", type=int, default=8, metavar="N")
-    parser.add_argument("--prompt-seed", type=int, default=1, metavar="N", help="any but 0")
+    parser.add_argument("--prompts", type=int, default=32, metavar="N", help="to learn from")
+    parser.add_argument("--prompt-seed", type=int, default=1, metavar="N")
+    add_verify_flag(parser, 8)
     add_prompt_file_flag(parser)
     parser.add_argument("--out", type=Path, required=True, metavar="FOLDER")
     parser.add_argument("--cfg-options", nargs="+", action=DictAction, metavar="KEY=VALUE")

@@ -19,7 +19,7 @@ from torch import nn
 from trials import Outcome, Trials, say
 
 from adacache import AdaCacheConfig
-from opensora.parallel import of_all_processes
+from opensora.parallel import of_all_processes, rank, world_size
 from opensora.pipeline import Pipeline
 from opensora.utils.sample_request import SampleRequest
 from rivals import PAB, RIVALS, DeltaDiT, FirstBlockCache, Rival, TeaCache, TGate, open_rival, rival_values
@@ -62,26 +62,26 @@ class Tried:
 
 
 class Bench:
-    """Prompts on which settings are tried, each a video by itself, and what is learnt from them before."""
+    """Prompts on which settings are tried, each a video by itself, and what is learnt before from others."""
 
-    def __init__(self, pipeline: Pipeline, requests: Sequence[SampleRequest],
-                 probes: AdaCacheConfig) -> None:
+    def __init__(self, pipeline: Pipeline, learnt_on: Sequence[SampleRequest],
+                 tried_on: Sequence[SampleRequest], probes: AdaCacheConfig) -> None:
         self.pipeline, self.probes = pipeline, probes
-        self.batches = [[request] for request in requests]
-        self.trials = Trials(pipeline, self.batches)
+        self.learnt_on = [[request] for request in learnt_on]
+        self.trials = Trials(pipeline, [[request] for request in tried_on])
         self.known: dict[Settings, Tried] = {}
 
     @cached_property
     def coefficients(self) -> tuple[float, ...]:
         """TeaCache's."""
         changes = [self.trials.denoised(batch, lambda model, steps: recorded_changes(model))[1]
-                   for batch in self.trials.own]
+                   for batch in self.learnt_on[rank() :: world_size()]]
         return fitted(of_all_processes([pair for each in changes for pair in each.pairs]))
 
     @cached_property
     def recorded(self) -> RecordedPrompts:
         """What a schedule is placed by."""
-        return RecordedPrompts.of(self.pipeline, self.batches, self.probes)
+        return RecordedPrompts.of(self.pipeline, self.learnt_on, self.probes)
 
     def tried(self, settings: Settings) -> Tried:
         if settings not in self.known:

@@ -489,8 +489,8 @@ def test_tuned_settings_are_written_as_read_rival_reads_them(rivals, tiny, tmp_p
     tune, out = importlib.import_module("tune_rivals"), tmp_path / "tuned"
 
     monkeypatch.setattr(sys, "argv", [
-        "tune_rivals.py", str(tiny / "sample.py"), "--target-speedup", "1.2", "1000", "--prompts", "2",
-        "--rivals", "teacache", "delta_dit", "--out", str(out)])
+        "tune_rivals.py", str(tiny / "sample.py"), "--target-speedup", "1.2", "1000", "--prompts", "3",
+        "--verify", "2", "--rivals", "teacache", "delta_dit", "--out", str(out)])
     assert tune.main() == 0
     assert {file.name for file in out.iterdir()} == {
         f"{name}_{target}x.json" for name in ("teacache", "delta_dit") for target in ("1.2", "1000")}
@@ -501,7 +501,7 @@ def test_tuned_settings_are_written_as_read_rival_reads_them(rivals, tiny, tmp_p
         assert written["reached"] == (measured["speed_up"] >= written["target_speedup"])
         assert 0 < measured["psnr"] <= 100 and measured["psnr_interval"] >= 0
         assert 1 <= measured["computed_steps"] <= 6
-        assert written["prompts"] == {"count": 2, "seed": 1}
+        assert written["prompts"] == {"learnt_on": 3, "tried_on": 2, "seed": 1}
     assert not read["teacache_1000x"]["reached"]
     assert "teacache_1000x.json, not fast enough: {'type': 'teacache', " in capsys.readouterr().out
     assert len(read["teacache_1.2x"]["settings"]["coefficients"]) == 5
@@ -526,7 +526,7 @@ def test_the_offline_schedule_has_the_most_steps_that_are_fast_enough(rivals, ti
 
 @pytest.mark.parametrize("flags, message", [
     (["--target-speedup", "1.0"], "target_speedup=1; allowed: numbers above 1"),
-    (["--target-speedup", "2", "--prompts", "1"], "prompts=1; allowed: 2 or more"),
+    (["--target-speedup", "2", "--prompts", "1"], "prompts=1, verify=8; allowed: 2 or more"),
     (["--target-speedup", "2", "--prompt-seed", "0"], "prompt_seed=0; allowed: any but 0"),
     (["--target-speedup", "2", "--rivals", "pub"], "rivals='pub'; allowed: teacache, first_block_cache"),
     (["--target-speedup", "2", "--out", __file__], "test_rivals.py'; allowed: a folder"),
