@@ -117,9 +117,10 @@ def make_caches(config: AdaCacheConfig, slots: Mapping[str, nn.Module],
     caches = {path: ResidualCache(path, by_block, probed.get(path, ()), session.measure)
               for path in blocks if by_block or path in probed}
     if STACK in slots:
-        wanted = config.forecast or (config.schedule is None and config.guard < math.inf)
+        decides = config.schedule is None
+        wanted = config.forecast or (decides and config.guard < math.inf)
         caches[STACK] = StackCache(STACK, not by_block, tuple(caches.values()),
-                                   Forecast(config.forecast, session.ranks) if wanted else None)
+                                   Forecast(config.forecast, session.ranks, decides) if wanted else None)
     return caches
 
 

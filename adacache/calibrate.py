@@ -18,9 +18,9 @@ from torch import Tensor, nn
 
 from adacache.attach import check_num_steps, make_caches
 from adacache.config import AdaCacheConfig
-from adacache.forecast import guided_norm
+from adacache.inner_products import guided_norm
 from adacache.recording import Recording
-from adacache.residual import Rows
+from adacache.rows import Rows
 from adacache.schedule import FixedSchedule
 from adacache.session import Session
 from adacache.trace import Trace

@@ -32,15 +32,18 @@ class Ranks:
         """R."""
         return 1 if self.rows is None else dist.get_world_size(self.rows)
 
-    def summed(self, own: Sequence[Tensor]) -> list[Tensor]:
+    def summed(self, own: Sequence[Tensor], on_host: bool) -> list[Tensor]:
         """Sums over all ranks of the video, by one all-reduce.  own: fp32, of the same shapes on every rank.
 
         All have the same bits then, for each sum is made in one place; a NaN of one rank all have as NaN.
+        on_host: that is where the sums are wanted, and one copy takes them there.
         """
-        if self.video is None or not own:
+        if not own or (self.video is None and not on_host):
             return list(own)
         flat = torch.cat([x.flatten() for x in own])
-        dist.all_reduce(flat, group=self.video)
+        if self.video is not None:
+            dist.all_reduce(flat, group=self.video)
+        flat = flat.cpu() if on_host else flat
         return [part.view_as(x) for part, x in zip(flat.split([x.numel() for x in own]), own, strict=True)]
 
     def own_rows(self, x: Tensor) -> Tensor:

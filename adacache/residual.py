@@ -15,28 +15,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from adacache.forecast import Forecast, of_rows, stored
+from adacache.forecast import Clocks, Forecast
+from adacache.rows import Rows, of_rows, stored
 
 NO_PARTS: Mapping[str, Tensor] = MappingProxyType({})
-
-
-@dataclass(frozen=True)
-class Rows:
-    """Some rows of the batch: their numbers, and the same on the device, to index with."""
-
-    numbers: tuple[int, ...]
-    index: Tensor
-
-    @classmethod
-    def on(cls, device: torch.device, numbers: Sequence[int]) -> Rows:
-        return cls(tuple(numbers), on_device(numbers, torch.long, device))
 
 
 Blocks = Callable[[Tensor, Rows | None], Tensor]  # x [b, (T S), C] and its rows of the batch -> x
@@ -125,7 +112,7 @@ class StackCache(ResidualCache):
         self.due: Sequence[int] = ()
         self.due_videos = 0  # whose rows take turns in it
         self.waiting: Sequence[int] = ()
-        self.clocks: Sequence[tuple[float, ...]] = ()
+        self.clocks: Clocks = ()
         self.measuring: Callable[[], AbstractContextManager] = nullcontext  # around what no plain model does
 
     def tensors(self) -> list[Tensor]:
@@ -138,7 +125,8 @@ class StackCache(ResidualCache):
     def clear(self) -> None:
         super().clear()
         if self.forecast is not None:
-            self.forecast = Forecast(self.forecast.order, self.forecast.ranks)
+            old = self.forecast
+            self.forecast = Forecast(old.order, old.ranks, old.on_host)
 
     def run(self, x: Tensor, S: int, blocks: Blocks) -> Tensor:
         """x: [B, (T S), C] -> the same, after the stack."""
@@ -170,7 +158,7 @@ class StackCache(ResidualCache):
             return blocks(x, rows)
         x = self.add_to(x)
         if self.forecast is not None and self.forecast.order:
-            for factor, difference in self.forecast.ahead(self.rows, self._clocks(rows, x.device)):
+            for factor, difference in self.forecast.ahead(rows, self._clocks(rows)):
                 x = torch.addcmul(x, factor, difference)
         return x
 
@@ -181,19 +169,10 @@ class StackCache(ResidualCache):
     def _observe(self, forecast: Forecast, new: Tensor, rows: Rows | None) -> None:
         """What the forecast will learn from, once the sums of all ranks are known."""
         if not self.residuals:
-            forecast.start(new)
+            forecast.start(new, self.due_videos)
         else:
             last = of_rows(self.residuals["stack"], self.rows)
-            forecast.observe(last, new, self.due_videos, self.rows, self._clocks(rows, new.device))
+            forecast.observe(last, new, self.due_videos, rows, self._clocks(rows))
 
-    def _clocks(self, rows: Rows | None, device: torch.device) -> Tensor:
-        chosen = self.clocks if rows is None else [self.clocks[row] for row in rows.numbers]
-        return on_device(chosen, torch.float32, device)
-
-
-def on_device(values: Sequence[Any], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Host numbers as a small tensor; on CUDA from pinned memory, for a plain copy waits for the device."""
-    host = torch.tensor(values, dtype=dtype)
-    if device.type != "cuda":
-        return host.to(device)
-    return host.pin_memory().to(device, non_blocking=True)
+    def _clocks(self, rows: Rows | None) -> Clocks:
+        return self.clocks if rows is None else [self.clocks[row] for row in rows.numbers]

@@ -222,28 +222,26 @@ class Session:
         measured = [torch.cat([*group.distances, *group.motion_sums]) for group in due if group.distances]
         own = [torch.stack(measured)] if measured else []
         if forecast is not None:
-            own.append(forecast.observed.products)
-        totals = self.ranks.summed(own)
+            own.append(forecast.observed.sums)
+        decides = self.config.schedule is None
+        totals = self.ranks.summed(own, on_host=decides)  # the device sync; from here all ranks do the same
         if forecast is not None:
             forecast.learn(totals.pop())
-            totals += [forecast.missed.unflatten(0, (-1, len(due))).sum(dim=0),
-                       torch.stack([forecast.weights[group.rows].mean(dim=0) for group in due])]
-        if self.config.schedule is None:
-            numbers = torch.cat(totals, dim=1).cpu()  # the device sync; what follows is the same on all ranks
-            for group, of_group in zip(due, numbers, strict=True):
-                self._plan(group, self._found(group, of_group))
+        if decides:
+            for i, (group, sums) in enumerate(zip(due, totals[0], strict=True)):
+                missed = None if forecast is None else forecast.missed[i :: len(due)].sum(dim=0).tolist()
+                weights = () if forecast is None else forecast.weights[group.rows].mean(dim=0).tolist()
+                self._plan(group, self._found(group, sums, missed and relative(*missed), tuple(weights)))
 
-    def _found(self, group: Group, numbers: Tensor) -> Found:
-        """numbers: of one group, what was measured on all ranks, then what was learnt; on the host."""
-        sizes = [*map(len, group.distances), 2 * len(group.motion_sums)]
-        *probed, motion, learnt = numbers.split([*sizes, len(numbers) - sum(sizes)])
-        changes = [self.distance_of(sums).item() for sums in probed]
+    def _found(self, group: Group, sums: Tensor, error: float | None, weights: tuple[float, ...]) -> Found:
+        """sums: what was measured of one group on all ranks; on the host."""
+        probed, motion = sums.split([len(sums) - 2 * len(group.motion_sums), 2 * len(group.motion_sums)])
+        change = self.distance_of(probed.view(len(group.distances), -1)).mean().item()
         factor, moreg = 1.0, self.moreg_now
         if moreg is not None:
             factor = motion_factor(score_of(motion.view(-1, 2)), moreg.scale, moreg.power).item()
-        missed, weights = learnt[:2].tolist(), tuple(learnt[2:].tolist())
         group.distances, group.motion_sums = [], ()
-        return Found(sum(changes) / len(changes), factor, relative(*missed) if missed else None, weights)
+        return Found(change, factor, error, weights)
 
     def _plan(self, group: Group, found: Found) -> None:
         moreg, schedule, guard = self.config.moreg, group.schedule, self.config.guard

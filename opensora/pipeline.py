@@ -73,6 +73,8 @@ class Pipeline:
         self.latent_size = vae.get_latent_size((config.clip_frames, *config.size))  # (T, h, w)
         check_mesh(config, mesh, model.patch_grid(self.latent_size))
         text_encoder.y_embedder = model.y_embedder
+        if config.compile:
+            model.compile_blocks()
         if not config.offload:
             for part in (model, vae, text_encoder):
                 part.to(self.device)

@@ -85,13 +85,11 @@ def benchmark(args: argparse.Namespace) -> dict[str, Any]:
     if cache is None:
         raise ValueError(f"{args.config} has no adacache; allowed: one that has, or --adacache {ALLOWED}")
     config = InferenceConfig.from_dict(values, args.config)
+    config = replace(config, compile=config.compile or args.compile)
     if args.batch:
         config = replace(config, prompt=held_out_prompts(args.batch), batch_size=args.batch)
     pipeline, requests = Pipeline.load(config), plan_samples(config)[: config.batch_size]
     fill_zeros(pipeline.model)
-    if args.compile:
-        for block in (*pipeline.model.spatial_blocks, *pipeline.model.temporal_blocks):
-            block.compute = torch.compile(block.compute)
     deciding = replace(cache.resolved(), codebook=EVERY_STEP, schedule=None)
     kinds = {"plain": None, "deciding": deciding, "cached": cache}
     runs: dict[str, list[Run]] = {kind: [] for kind in kinds}

@@ -16,7 +16,7 @@ FLAGS = {
     "resolution", "aspect-ratio", "image-size", "fps", "save-fps", "seed", "batch-size", "num-sampling-steps",
     "cfg-scale", "reference-path", "mask-strategy", "loop", "aes", "flow", "camera-motion", "ckpt-path",
     "flash-attn", "layernorm-kernel", "dtype", "save-dir", "sample-name", "verbose",
-    "adacache", "cfg-options", "overwrite", "offload", "device", "condition-frame-length",
+    "adacache", "cfg-options", "overwrite", "offload", "compile", "device", "condition-frame-length",
     "condition-frame-edit", "sp-size", "cfg-size",
 }
 

@@ -81,6 +81,8 @@ def inference_parser(description: str) -> OneLineParser:
     how.add_argument("--dtype", metavar="NAME", help="fp32, bf16 or fp16")
     how.add_argument("--device", metavar="NAME", help="cuda or cpu; default: cuda where there is one")
     how.add_argument("--offload", action="store_true", help="move each model off the device once it is done")
+    how.add_argument("--compile", action="store_true",
+                     help="torch.compile the transformer's blocks: pays off after some videos of one size")
     how.add_argument("--sp-size", type=int, metavar="N",
                      help="processes that share a video's tokens; default: all of a node / cfg-size")
     how.add_argument("--cfg-size", type=int, metavar="N",

@@ -34,8 +34,9 @@ class InferenceConfig:
     prompt; a reference_path that is a folder holds one picture per sample, named as the sample.  loop: clips
     that continue one another, by condition_frame_length latent frames.  aes, flow, camera_motion: scores that
     are added to prompts.  device: None is cuda where there is one.  offload: a model leaves the device once
-    it is done.  sp_size, cfg_size: processes that share the tokens, and the two rows, of a video; None: all
-    of a node, divided by cfg_size.  launcher: what joins the processes of a torchrun, torch or colossalai.
+    it is done.  compile: the transformer's blocks, by torch.compile.  sp_size, cfg_size: processes that share
+    the tokens, and the two rows, of a video; None: all of a node, divided by cfg_size.  launcher: what joins
+    the processes of a torchrun, torch or colossalai.
     Raises ValueError, naming key, value and what is allowed.
     """
 
@@ -54,6 +55,7 @@ class InferenceConfig:
     dtype: str = "bf16"
     device: str | None = None
     offload: bool = False
+    compile: bool = False
     sp_size: int | None = None
     cfg_size: int = 1
     seed: int = 1024
@@ -108,6 +110,9 @@ class InferenceConfig:
                 raise ValueError(f"{name}={getattr(self, name)!r}; allowed: more than 0")
         if not 0 <= self.condition_frame_edit <= 1:
             raise ValueError(f"condition_frame_edit={self.condition_frame_edit!r}; allowed: 0 to 1")
+        for name in ("offload", "compile", "prompt_as_path", "overwrite"):
+            if not isinstance(getattr(self, name), bool):
+                raise ValueError(f"{name}={getattr(self, name)!r}; allowed: True, False")
         if self.dtype not in DTYPES:
             raise ValueError(f"dtype={self.dtype!r}; allowed: {', '.join(DTYPES)}")
         if self.multi_resolution not in MULTI_RESOLUTIONS:

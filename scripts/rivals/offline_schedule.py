@@ -13,7 +13,7 @@ from torch import Tensor
 
 from adacache import FixedSchedule
 from adacache.calibrate import check_count
-from adacache.forecast import guided_norm
+from adacache.inner_products import guided_norm
 from adacache.recording import Recording
 
 

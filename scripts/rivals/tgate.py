@@ -22,7 +22,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from adacache.residual import Blocks, Rows
+from adacache.residual import Blocks
+from adacache.rows import Rows
 from opensora.models.stdit.stdit3 import STDiT3
 from rivals.broadcast import Broadcast, whole
 from rivals.run import Run, check_whole, stack_of

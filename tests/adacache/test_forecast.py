@@ -6,7 +6,9 @@ import torch
 from torch import Tensor, nn
 from toy_dit import noise, sample, toy
 
-from adacache import AdaCacheConfig, FixedSchedule, adaptive_cache, forecast
+from adacache import AdaCacheConfig, FixedSchedule, adaptive_cache, inner_products
+from adacache.fit import LARGEST, explained, fitted, trusted
+from adacache.inner_products import GUIDANCE
 from adacache.schedule import longest_rate
 
 STEPS = 24
@@ -52,7 +54,7 @@ def errors(found: Tensor, truth: Tensor) -> Tensor:
     return (found - truth).flatten(1).norm(dim=1) / truth.flatten(1).norm(dim=1)
 
 
-def guided(rows: Tensor, scale: float = forecast.GUIDANCE) -> Tensor:
+def guided(rows: Tensor, scale: float = GUIDANCE) -> Tensor:
     """[steps, 2, ...], a conditional and an unconditional row -> [steps, ...]."""
     return rows[:, 1] + scale * (rows[:, 0] - rows[:, 1])
 
@@ -165,18 +167,18 @@ def test_no_fit_is_worse_than_none(order):
     basis[:50, -1] = basis[:50, 0] * 1.01  # nearly parallel
     basis[50:60] = 0
     change = torch.randn(200, 3, generator=generator)
-    weights = forecast.fitted(*terms_of(basis, change))
+    weights = fitted(*terms_of(basis, change))
     left = change - (weights[:, :, None] * basis).sum(1)
     assert (left.norm(dim=1) <= change.norm(dim=1) + 1e-5).all()
-    assert (weights >= 0).all() and (weights <= forecast.LARGEST).all()
-    gained = forecast.explained(weights, *terms_of(basis, change))
+    assert (weights >= 0).all() and (weights <= LARGEST).all()
+    gained = explained(weights, *terms_of(basis, change))
     torch.testing.assert_close(gained, change.square().sum(1) - left.square().sum(1), rtol=1e-4, atol=1e-4)
 
 
 def test_a_change_that_the_terms_explain_is_explained():
     basis = torch.tensor([[[1.0, 0.0, 0.0], [0.0, 2.0, 0.0]]])
     change = 0.5 * basis[:, 0] + 0.7 * basis[:, 1]
-    assert forecast.fitted(*terms_of(basis, change))[0].tolist() == pytest.approx([0.5, 0.7])
+    assert fitted(*terms_of(basis, change))[0].tolist() == pytest.approx([0.5, 0.7])
 
 
 def test_the_rows_of_a_video_are_trusted_together():
@@ -184,13 +186,13 @@ def test_the_rows_of_a_video_are_trusted_together():
     basis = torch.tensor([1.0, 0.0, 0.0]).expand(4, 1, 3)
     change = torch.tensor([[1.0, 0, 0], [1.0, 0, 0], [1.0, 1.0, 0], [1.0, 3.0, 0]])
     terms, along = terms_of(basis, change)
-    weights = forecast.fitted(terms, along)
+    weights = fitted(terms, along)
     assert weights.tolist() == [[1.0]] * 4
     changed = change.square().sum(1)
     # 2 of 3 explained, and 2 of 11; row by row it would be 1, 1, 1/2 and 1/10
-    together = forecast.trusted(weights, terms, along, changed, videos=2)
+    together = trusted(weights, terms, along, changed, videos=2)
     assert together[:, 0].tolist() == [1.0, 0.0, 1.0, 0.0]
-    alone = forecast.trusted(weights, terms, along, changed, videos=4)
+    alone = trusted(weights, terms, along, changed, videos=4)
     assert alone[:, 0].tolist() == [1.0, 1.0, 1.0, 0.0]
 
 
@@ -242,7 +244,7 @@ def test_errors_count_as_guidance_multiplies_them():
     _, session = added(still + signs * noise_of, schedule=None, guard=1e9)
     alike, against = ([d.error for d in video.decisions] for video in session.trace)
     for one, other in zip(alike, against, strict=True):
-        assert other == pytest.approx((2 * forecast.GUIDANCE - 1) * one, rel=0.1)
+        assert other == pytest.approx((2 * GUIDANCE - 1) * one, rel=0.1)
 
 
 def test_without_guidance_a_row_s_error_is_its_own():
@@ -258,7 +260,7 @@ def test_without_guidance_a_row_s_error_is_its_own():
 def test_long_residuals_are_summed_in_pieces(monkeypatch):
     truth = polynomial(1.0, 0.3, 0.05)
     whole, session = added(truth, schedule=None, codebook=[(9.0, 6)], forecast=2, guard=0.1)
-    monkeypatch.setattr(forecast, "CHUNK", 4)  # of 6 tokens
+    monkeypatch.setattr(inner_products, "AT_ONCE", 2 * 4 * 4 * 8)  # 4 of 6 tokens
     pieces, again = added(truth, schedule=None, codebook=[(9.0, 6)], forecast=2, guard=0.1)
     assert again.trace[0].computed_steps == session.trace[0].computed_steps
     torch.testing.assert_close(pieces, whole, rtol=1e-5, atol=1e-6)

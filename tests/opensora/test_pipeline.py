@@ -135,6 +135,13 @@ def test_offload_gives_the_same_video(tiny):
     assert torch.equal(videos(settings(tiny, offload=True))[0], videos(settings(tiny))[0])
 
 
+def test_compiled_blocks_make_the_same_video(tiny, monkeypatch):
+    to_compile, compiled = torch.compile, []
+    monkeypatch.setattr(torch, "compile", lambda f: compiled.append(f) or to_compile(f, backend="eager"))
+    torch.testing.assert_close(videos(settings(tiny, compile=True))[0], videos(settings(tiny))[0])
+    assert [f.__name__ for f in compiled] == ["compute"] * 4  # blocks of depth 2
+
+
 def test_with_offload_each_model_leaves_the_device_before_the_next_comes(tiny, monkeypatch):
     pipeline = Pipeline.load(settings(tiny, offload=True))
     moves = []

@@ -60,7 +60,10 @@ def plain_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 
 class HeadRMSNorm(nn.Module):
-    """RMS norm of each head's vector, in fp32; the learned weight multiplies after the cast, as in Llama."""
+    """RMS norm of each head's vector, in fp32; the learned weight multiplies after the cast, as in Llama.
+
+    Not F.rms_norm: CUDA's kernel for it takes twice as long on vectors as short as a head's.
+    """
 
     def __init__(self, width: int, eps: float = 1e-6) -> None:
         super().__init__()
@@ -68,14 +71,16 @@ class HeadRMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.weight * F.rms_norm(x, (x.shape[-1],), None, self.eps)
+        norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)
+        scale = torch.rsqrt(norm.square() / x.shape[-1] + self.eps)
+        return self.weight * (x * scale).to(x.dtype)
 
 
 def rotate(x: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
     """Rotary position embedding of interleaved pairs (0,1), (2,3), ...  x: [B, H, N, D]; cos, sin: [N, D]."""
     cos, sin = rope
     turned = torch.stack((-x[..., 1::2], x[..., ::2]), dim=-1).flatten(-2)
-    return (x * cos + turned * sin).to(x.dtype)
+    return torch.addcmul(x * cos, turned, sin).to(x.dtype)
 
 
 class Attention(nn.Module):

@@ -173,7 +173,7 @@ class STDiT3Block(nn.Module):
 
 def modulate(x: Tensor, shift: Tensor, scale: Tensor, T: int) -> Tensor:
     """x * (1 + scale) + shift, frame by frame.  x: [B, (T S), C]; shift, scale: [B, F, 1, C]."""
-    return (rearrange(x, "b (t s) c -> b t s c", t=T) * (1 + scale) + shift).flatten(1, 2)
+    return torch.addcmul(shift, rearrange(x, "b (t s) c -> b t s c", t=T), 1 + scale).flatten(1, 2)
 
 
 class FinalLayer(nn.Module):
@@ -328,6 +328,11 @@ class STDiT3(nn.Module):
                 else:
                     x = block(x, t, caption, conditions.rope, T, S, conditions.split)
         return x
+
+    def compile_blocks(self) -> None:
+        """By torch.compile, each kind of block at its first call with a shape, not again for its siblings."""
+        for block in (*self.spatial_blocks, *self.temporal_blocks):
+            block.compute = torch.compile(block.compute)
 
     def patch_grid(self, latent_size: tuple[int, int, int]) -> tuple[int, int, int]:
         return tuple(-(-n // p) for n, p in zip(latent_size, self.config.patch_size, strict=True))
