@@ -99,7 +99,7 @@ class Conditions:
 
     positions: Tensor                   # [1, S, C]
     fps_vectors: Tensor                 # [B, C]
-    rope: tuple[Tensor, Tensor]         # cos, sin: [T, D]
+    rope: tuple[Tensor, Tensor]         # cos, sin: [T, D/2]
     captions: list[tuple[CaptionKV, CaptionKV]]  # per depth: of the spatial and the temporal block
     split: TokenSplit | None = None
 
@@ -271,7 +271,7 @@ class STDiT3(nn.Module):
         if split is not None:
             positions = split.own(positions)
         frames = torch.arange(T, device=positions.device, dtype=self.rope.freqs.dtype)
-        angles = self.rope(frames)  # [T, D]
+        angles = self.rope(frames)[:, ::2]  # [T, D/2]: of each pair once
         captions = self.pack_captions(y, mask)
         fps_vectors = self.fps_embedder(fps, len(captions.lengths))
         return Conditions(positions, fps_vectors, (angles.cos(), angles.sin()), [
