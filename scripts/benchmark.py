@@ -4,6 +4,8 @@ Runs alternate in one process; numbers are medians, ratios medians of the ratios
 `--batch N` denoises N held-out prompts together: computed steps are then means over the videos, and
 efficiency tells what their different schedules cost (1: a video pays for its own computed steps alone).
 CONFIG is an inference config; its AdaCache (or that of --adacache) is compared with computing every step.
+`torchrun --nproc_per_node N scripts/benchmark.py CONFIG --scaling` compares one rank with all of them, which
+make a video together: seconds of denoising and decoding, and the bytes that a rank sends.
 """
 from __future__ import annotations
 
@@ -12,7 +14,7 @@ import json
 import logging
 import statistics
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,14 +26,16 @@ from exit_status import exit_status
 from mmengine.config import DictAction
 from rich.console import Console
 from rich.table import Table
+from scaling_time import scaling
 from torch import nn
 
-from adacache import Codebook
+from adacache import AdaCacheConfig, Codebook
 from opensora.datasets.shapes import held_out_prompts
+from opensora.parallel import process_group, rank
 from opensora.pipeline import Pipeline
 from opensora.utils.config import read_config
 from opensora.utils.inference_config import InferenceConfig
-from opensora.utils.sample_request import plan_samples
+from opensora.utils.sample_request import SampleRequest, plan_samples
 
 EVERY_STEP = Codebook(((1e9, 1),))  # decides at every step, and always to compute
 
@@ -71,6 +75,10 @@ def table(result: Mapping[str, Any]) -> Table:
     return shown
 
 
+def device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
+
+
 @torch.no_grad()
 def fill_zeros(model: nn.Module) -> None:
     """Of layers that a new model starts as zeros: products with zeros take a GPU less power, and time."""
@@ -79,7 +87,22 @@ def fill_zeros(model: nn.Module) -> None:
             weight.normal_(std=0.02)
 
 
-def benchmark(args: argparse.Namespace) -> dict[str, Any]:
+def scaling_table(rows: Sequence[Mapping[str, Any]]) -> Table:
+    """A rank's bytes: in a computed step, in a reused one, for a decision, to decode."""
+    shown = Table("ranks", "cfg x sp", "plain s", "cached s", "decode s", "speed", "step MB", "reused MB",
+                  "decision B", "decode MB", title="one video: seconds, medians; what a rank sends")
+    alone = rows[0]["cached_seconds"] + rows[0]["decode_seconds"]
+    for row in rows:
+        total = row["cached_seconds"] + row["decode_seconds"]
+        shown.add_row(str(row["ranks"]), f"{row['cfg_size']} x {row['sp_size']}",
+                      *(f"{row[f'{stage}_seconds']:.3f}" for stage in ("plain", "cached", "decode")),
+                      f"{alone / total:.2f}x", f"{row['computed_step_bytes'] / 1e6:.3f}",
+                      f"{row['reused_step_bytes'] / 1e6:.3f}", str(row["decision_bytes"]),
+                      f"{row['decode_bytes'] / 1e6:.3f}")
+    return shown
+
+
+def open_benchmark(args: argparse.Namespace) -> tuple[Pipeline, list[SampleRequest], AdaCacheConfig]:
     values = read_config(args.config, args.cfg_options).to_dict()
     cache = take_cache_config(values, args.adacache)
     if cache is None:
@@ -90,6 +113,14 @@ def benchmark(args: argparse.Namespace) -> dict[str, Any]:
         config = replace(config, prompt=held_out_prompts(args.batch), batch_size=args.batch)
     pipeline, requests = Pipeline.load(config), plan_samples(config)[: config.batch_size]
     fill_zeros(pipeline.model)
+    return pipeline, requests, cache
+
+
+def benchmark(args: argparse.Namespace) -> dict[str, Any]:
+    pipeline, requests, cache = open_benchmark(args)
+    if args.scaling:
+        return {"config": args.config, "device": device_name(pipeline.device),
+                "scaling": scaling(pipeline, requests, cache, args.repeats)}
     deciding = replace(cache.resolved(), codebook=EVERY_STEP, schedule=None)
     kinds = {"plain": None, "deciding": deciding, "cached": cache}
     runs: dict[str, list[Run]] = {kind: [] for kind in kinds}
@@ -98,7 +129,8 @@ def benchmark(args: argparse.Namespace) -> dict[str, Any]:
             run = time_run(pipeline, requests, kinds[kind])
             if repeat >= 0:
                 runs[kind].append(run)
-    return {"config": args.config, **summary(runs, pipeline.scheduler.num_sampling_steps)}
+    return {"config": args.config, "device": device_name(pipeline.device),
+            **summary(runs, pipeline.scheduler.num_sampling_steps)}
 
 
 def main() -> int:
@@ -107,6 +139,7 @@ def main() -> int:
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--batch", type=int, metavar="N", help="that many held-out prompts together")
     parser.add_argument("--compile", action="store_true", help="torch.compile every block")
+    parser.add_argument("--scaling", action="store_true", help="one rank against all of a torchrun")
     parser.add_argument("--adacache", metavar="NAME", help=ALLOWED)
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers there, too")
     parser.add_argument("--cfg-options", nargs="+", action=DictAction, metavar="KEY=VALUE")
@@ -114,10 +147,12 @@ def main() -> int:
 
     def run() -> None:
         logging.getLogger("adacache").setLevel(logging.ERROR)  # one kind of run is meant to reuse nothing
-        result = benchmark(args)
-        Console().print(table(result))
-        if args.json:
-            args.json.write_text(json.dumps(result, indent=2) + "\n")
+        with process_group():
+            result = benchmark(args)
+            if rank() == 0:
+                Console().print(scaling_table(result["scaling"]) if args.scaling else table(result))
+                if args.json:
+                    args.json.write_text(json.dumps(result, indent=2) + "\n")
 
     return exit_status(run)
 

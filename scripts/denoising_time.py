@@ -2,14 +2,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
 import torch
 from cache_choice import open_cache
 
-from adacache import AdaCacheConfig
+from adacache import AdaCacheConfig, Ranks
 from opensora.pipeline import Pipeline
 from opensora.utils.sample_request import SampleRequest
 
@@ -45,13 +45,18 @@ class Run:
 
 
 @torch.no_grad()
-def time_run(pipeline: Pipeline, requests: Sequence[SampleRequest], cache: AdaCacheConfig | None) -> Run:
+def time_run(pipeline: Pipeline, requests: Sequence[SampleRequest], cache: AdaCacheConfig | None,
+             after_step: Callable[[], object] = lambda: None) -> Run:
     """Denoise `requests` as one batch.  A step's time includes its share of the sampler's work."""
-    captions = pipeline.encode_texts(requests)[0]
+    captions, ranks = pipeline.encode_texts(requests)[0], Ranks(pipeline.mesh.video, pipeline.mesh.cfg)
     z, clock = pipeline.noise(requests, clip=0), Clock(pipeline.device)
+
+    def progress(step: int, steps: int, session: object) -> None:
+        clock.tick()
+        after_step()
+
     _, runs = pipeline.denoise(z, captions, None, requests, 0,
-                               lambda model, steps: open_cache(cache, model, steps),
-                               lambda step, steps, session: clock.tick())
+                               lambda model, steps: open_cache(cache, model, steps, ranks), progress)
     session, num_steps = runs[0].context, pipeline.scheduler.num_sampling_steps
     computed = [list(range(num_steps))] if session is None else [
         list(video.computed_steps) for video in session.trace]

@@ -4,15 +4,15 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from unittest import mock
 
 import torch
 import torch.distributed as dist
 
 ROOT = Path(__file__).resolve().parents[1]
+sys.path.append(str(ROOT / "scripts"))
+
+from bytes_sent import counted  # noqa: E402, F401
 
 
 def torchrun(ranks: int, script: Path, *args: object) -> str:
@@ -34,23 +34,3 @@ def save_results(results: object, folder: Path) -> None:
 
 def load_results(folder: Path, ranks: int) -> list:
     return [torch.load(folder / f"{rank}.pt") for rank in range(ranks)]
-
-
-@contextmanager
-def counted() -> Iterator[dict[str, list[int]]]:
-    """Bytes of every all-reduce, and of what every all-to-all sends to other ranks, called inside."""
-    calls: dict[str, list[int]] = {"all_reduce": [], "all_to_all": []}
-    all_reduce, all_to_all = dist.all_reduce, dist.all_to_all_single
-
-    def counting_all_reduce(x, *args, **options):
-        calls["all_reduce"].append(x.nbytes)
-        return all_reduce(x, *args, **options)
-
-    def counting_all_to_all(received, sent, sizes, sent_sizes, group):
-        kept = sent_sizes[dist.get_rank(group)]
-        calls["all_to_all"].append((sent.numel() - kept) * sent.element_size())
-        return all_to_all(received, sent, sizes, sent_sizes, group=group)
-
-    with mock.patch.object(dist, "all_reduce", counting_all_reduce), \
-            mock.patch.object(dist, "all_to_all_single", counting_all_to_all):
-        yield calls

@@ -1,0 +1,192 @@
+"""Seconds for one video on 1 to 64 GPUs, from those of one: `python scripts/predict_scaling.py [FILE]`.
+
+FILE (configs/benchmark/h200.json) holds what one GPU took.  Compute is divided as the tokens are: the rank
+that has most of them counts.  What ranks send, as counted by `benchmark.py --scaling`, is divided by a rate
+that is assumed (LINKS).  Text is left out.  The paper's GPU is taken for the measured one made slower by one
+factor, such that one GPU takes as long as the paper says; its rows for more are then a test of the model.
+Prints Markdown.
+"""
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from math import ceil, prod
+from pathlib import Path
+from typing import Any
+
+from exit_status import exit_status
+
+MEASURED = Path(__file__).resolve().parents[1] / "configs/benchmark/h200.json"
+STEPS, CACHED = 30, 12      # of a run, and computed ones of a cached run (`fast` on the embedded model)
+GPUS, NODE = (1, 2, 4, 8, 16, 32, 64), 8
+# AdaCache's on A100s, 480p: seconds without and with it
+PAPER = {1: (54.02, 24.16), 2: (29.28, 14.02), 4: (18.08, 9.56), 8: (12.95, 7.78)}
+CHUNK = 17                  # frames that the temporal decoder takes at once
+
+
+@dataclass(frozen=True)
+class Links:
+    """Bytes per second and GPU that all-to-alls reach, and seconds before the first byte: inside a node, and
+    across nodes."""
+
+    inside: float
+    across: float
+    wait_inside: float = 20e-6
+    wait_across: float = 50e-6
+
+
+# two thirds of the one-way rate of NVLink 4 and 3 (450 and 300 GB/s); four fifths of 400 and 200 Gbit/s a GPU
+LINKS = {"NVIDIA H200": Links(300e9, 40e9), "A100": Links(200e9, 20e9)}
+
+
+@dataclass(frozen=True)
+class Size:
+    """One size of video on one GPU.
+
+    Seconds: of a computed and a reused step, both rows together; of decoding, its temporal part and its
+    frames.  shares_decoding: False where one rank decodes, as in Open-Sora.
+    """
+
+    latent: tuple[int, int, int]
+    frames: int
+    pixels: tuple[int, int]
+    depth: int
+    hidden_size: int
+    bytes_per_value: int
+    computed_step: float
+    reused_step: float
+    decode_time: float
+    decode_frames: float
+    shares_decoding: bool = True
+
+    @classmethod
+    def of(cls, values: Mapping[str, Any], name: str) -> Size:
+        return cls(**values["model"], **values["sizes"][name])
+
+    @property
+    def patches(self) -> int:
+        """S, of a frame."""
+        return ceil(self.latent[1] / 2) * ceil(self.latent[2] / 2)
+
+    @property
+    def in_spatial_attention(self) -> float:
+        """Its share of a step's operations, for each token: q, k, v and output are 8 C^2, the products 4 S C.
+
+        A block's cross-attention and MLP are 4 C^2 and 16 C^2; a temporal attention has 15 keys at most."""
+        C, attention = self.hidden_size, 4 * self.patches
+        return (8 * C + attention) / (2 * 28 * C + attention)
+
+    def slower(self, factor: float) -> Size:
+        times = ("computed_step", "reused_step", "decode_time", "decode_frames")
+        return replace(self, **{name: factor * getattr(self, name) for name in times})
+
+
+def most(count: int, ranks: int) -> float:
+    """The share of the rank that has most of `count` things."""
+    return ceil(count / ranks) / count
+
+
+def sending(size_bytes: float, calls: int, ranks: int, links: Links) -> float:
+    """Seconds of all-to-alls: the part that leaves the node by the slower link."""
+    if ranks == 1:
+        return 0.0
+    outside = max(0, ranks - NODE) / (ranks - 1)
+    wait = links.wait_across if outside else links.wait_inside
+    return size_bytes * ((1 - outside) / links.inside + outside / links.across) + calls * wait
+
+
+def step_bytes(size: Size, cfg: int, sp: int) -> int:
+    """What the first rank sends around the spatial attentions of a computed step."""
+    T, S = size.latent[0], size.patches
+    t, s = ceil(T / sp), ceil(S / sp)
+    return size.depth * (2 // cfg) * size.hidden_size * ((T - t) * s + t * (S - s)) * size.bytes_per_value
+
+
+def output_bytes(size: Size, cfg: int, sp: int) -> int:
+    """And at every step: what its tokens came to, 32 values each, and its row's prediction, in fp32."""
+    own_tokens = (2 // cfg) * size.latent[0] * ceil(size.patches / sp)
+    return 32 * own_tokens * (sp - 1) * size.bytes_per_value + (cfg - 1) * 4 * 4 * prod(size.latent)
+
+
+def seconds(size: Size, computed: float, cfg: int, sp: int, links: Links) -> float:
+    """Of one video on cfg x sp ranks."""
+    spatial = size.in_spatial_attention
+    most_tokens = most(size.patches, sp)
+    work = ((1 - spatial) * most_tokens + spatial * most(size.latent[0], sp)) / cfg
+    step = size.computed_step * work + sending(step_bytes(size, cfg, sp), 2 * size.depth, sp, links)
+    reused = size.reused_step * most_tokens / cfg
+    every = sending(output_bytes(size, cfg, sp), 2, cfg * sp, links)
+    return computed * step + (STEPS - computed) * reused + STEPS * every + decoding(size, cfg * sp, links)
+
+
+def decoding(size: Size, ranks: int, links: Links) -> float:
+    ranks = ranks if size.shares_decoding else 1
+    video = 3 * size.frames * prod(size.pixels) * size.bytes_per_value
+    latents = video // 64 * 4 // 3
+    return (size.decode_time * most(ceil(size.frames / CHUNK), ranks)
+            + size.decode_frames * most(size.frames, ranks)
+            + sending((video + latents) * (ranks - 1) / ranks, 2, ranks, links))
+
+
+def best(size: Size, computed: float, gpus: int, links: Links) -> tuple[float, int, int]:
+    """(seconds, cfg, sp) of the fastest way to share one video."""
+    ways = [(1, gpus), *([(2, gpus // 2)] if gpus % 2 == 0 else [])]
+    return min((seconds(size, computed, cfg, sp, links), cfg, sp) for cfg, sp in ways if sp <= size.patches)
+
+
+def prediction(size: Size, name: str, card: str) -> list[str]:
+    lines = [f"| GPUs | cfg x sp | {name}, every step computed, s | {CACHED} of {STEPS}, s | times one GPU | "
+             "videos an hour, all GPUs on one | each on its own |", "|---|---|---|---|---|---|---|"]
+    alone = seconds(size, CACHED, 1, 1, LINKS[card])
+    for gpus in GPUS:
+        cached, cfg, sp = best(size, CACHED, gpus, LINKS[card])
+        plain = seconds(size, STEPS, cfg, sp, LINKS[card])
+        lines.append(f"| {gpus} | {cfg} x {sp} | {plain:.2f} | {cached:.2f} | {alone / cached:.1f} | "
+                     f"{3600 / cached:,.0f} | {3600 * gpus / alone:,.0f} |")
+    return lines
+
+
+def factor_of_paper(size: Size) -> float:
+    """How much slower the paper's GPU is."""
+    return PAPER[1][0] / seconds(size, STEPS, 1, 1, LINKS["A100"])
+
+
+def computed_in_paper(size: Size) -> float:
+    """Computed steps with which one GPU takes the paper's AdaCache time."""
+    plain, none = (seconds(size, computed, 1, 1, LINKS["A100"]) for computed in (STEPS, 0))
+    return STEPS * (PAPER[1][1] - none) / (plain - none)
+
+
+def beside_paper(size: Size) -> list[str]:
+    size = size.slower(factor_of_paper(size))
+    as_published, cached = replace(size, shares_decoding=False), computed_in_paper(size)
+    lines = ["| GPUs | plain: paper, s | model, one rank decodes | model, all decode | AdaCache: paper, s | "
+             "model, one rank decodes | model, all decode |", "|---|---|---|---|---|---|---|"]
+    for gpus, measured in PAPER.items():
+        cells = []
+        for paper, computed in zip(measured, (STEPS, cached), strict=True):
+            cells += [paper, *(seconds(each, computed, 1, gpus, LINKS["A100"])
+                               for each in (as_published, size))]
+        lines.append(f"| {gpus} | " + " | ".join(f"{cell:.2f}" for cell in cells) + " |")
+    return lines
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("measured", nargs="?", type=Path, default=MEASURED, metavar="FILE")
+    args = parser.parse_args()
+
+    def run() -> None:
+        values = json.loads(args.measured.read_text())
+        sizes = {name: Size.of(values, name) for name in values["sizes"]}
+        parts = [prediction(size, name, values["card"]) for name, size in sizes.items()]
+        print("\n\n".join("\n".join(part) for part in (*parts, beside_paper(sizes["480p"]))))
+
+    return exit_status(run)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
