@@ -96,7 +96,7 @@ class Pipeline:
         check_backend_fits(model.config.attention_backend, config.torch_device, config.torch_dtype)
         check(model, scheduler.num_sampling_steps)
         vae = build_module(config.vae, MODELS).to(config.torch_dtype).eval()
-        text_encoder = build_module(_text_encoder_config(config), MODELS)
+        text_encoder = build_module(_text_encoder_config(config, mesh), MODELS)
         check_fit(model, vae, text_encoder)
         return cls(config, scheduler, model, vae, text_encoder, mesh)
 
@@ -272,8 +272,10 @@ def check_fit(model: nn.Module, vae: OpenSoraVAE, text_encoder: T5Encoder) -> No
             raise ValueError(f"{key}={value}; allowed: {allowed}, which the transformer was made for")
 
 
-def _text_encoder_config(config: InferenceConfig) -> dict[str, Any]:
+def _text_encoder_config(config: InferenceConfig, mesh: Mesh) -> dict[str, Any]:
     options = {"device": "cpu" if config.offload else config.torch_device, **config.text_encoder}
+    if options.get("shardformer"):
+        options["ranks"] = mesh.video
     if isinstance(dtype := options.get("dtype"), str):
         if dtype not in DTYPES:
             raise ValueError(f"text_encoder.dtype={dtype!r}; allowed: {', '.join(DTYPES)}")

@@ -1,5 +1,7 @@
 """Captions become token embeddings: cleaned, padded, cut with a warning, and trainable."""
 import logging
+import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -167,6 +169,28 @@ def test_cuda_where_there_is_none_is_refused(folder):
 def test_shardformer_without_colossalai_names_the_package(folder):
     with pytest.raises(ValueError, match=r"shardformer=True.*colossalai"):
         load(folder, shardformer=True)
+
+
+@pytest.mark.parametrize("ranks", [None, "the ranks of a video"])
+def test_shardformer_shares_the_encoder_among_the_ranks_of_a_video(folder, monkeypatch, ranks):
+    """By a stand-in: colossalai cannot be installed beside this torch."""
+    asked = {}
+
+    class ShardFormer:
+        def __init__(self, shard_config: dict) -> None:
+            asked.update(shard_config)
+
+        def optimize(self, model):
+            return model, None
+
+    stand_in = SimpleNamespace(ShardConfig=dict, ShardFormer=ShardFormer)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: name == "colossalai")
+    monkeypatch.setitem(sys.modules, "colossalai", SimpleNamespace(shardformer=stand_in))
+    monkeypatch.setitem(sys.modules, "colossalai.shardformer", stand_in)
+    encoder = load(folder, shardformer=True, ranks=ranks)
+    assert asked == {"enable_tensor_parallelism": ranks is not None, "enable_jit_fused": True,
+                     "tensor_parallel_process_group": ranks}
+    torch.testing.assert_close(encoder.encode(["a red circle"])["y"], load(folder).encode(["a red circle"])["y"])
 
 
 def test_bad_arguments_are_refused(folder):

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed import ProcessGroup
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, T5EncoderModel
 from transformers.utils import logging as transformers_logging
 
@@ -30,7 +31,8 @@ class T5Encoder:
     `text_encoder.from_pretrained`).
     model_max_length: L; shorter captions are padded to it, longer ones cut with a warning (published: 300).
     clean_caption: clean captions as in training (`text_preprocessing`); False takes them as they are.
-    shardformer: run the encoder through colossalai's fused kernels (optional package).
+    shardformer: run the encoder through colossalai (optional package): its fused kernels, and its policy of
+    tensor parallelism on `ranks`, which have the same captions, each with a part of the weights.
     Set `y_embedder` to the transformer's caption embedder before asking for `null`.
     Raises FileNotFoundError where the weights cannot be had, ValueError for values that cannot work.
     """
@@ -45,6 +47,7 @@ class T5Encoder:
         shardformer: bool = False,
         local_files_only: bool = False,
         clean_caption: bool = True,
+        ranks: ProcessGroup | None = None,
     ) -> None:
         if model_max_length < 1:
             raise ValueError(f"text_encoder.model_max_length={model_max_length}; allowed: 1 or more tokens")
@@ -57,7 +60,7 @@ class T5Encoder:
         self.clean_caption = clean_caption
         self.y_embedder: nn.Module | None = None
         if shardformer:
-            self.model = _shard(self.model).to(dtype)
+            self.model = _shard(self.model, ranks).to(dtype)
         self.model.eval()
         self.to(device)
 
@@ -182,14 +185,15 @@ def _load(
     return tokenizer, model.to(dtype)
 
 
-def _shard(model: T5EncoderModel) -> nn.Module:
+def _shard(model: T5EncoderModel, ranks: ProcessGroup | None) -> nn.Module:
     if importlib.util.find_spec("colossalai") is None:
         raise ValueError("text_encoder.shardformer=True needs the optional package colossalai; "
                          "install it or set shardformer=False")
     try:
         from colossalai.shardformer import ShardConfig, ShardFormer
 
-        config = ShardConfig(enable_tensor_parallelism=False, enable_jit_fused=True)
+        config = ShardConfig(enable_tensor_parallelism=ranks is not None, enable_jit_fused=True,
+                             tensor_parallel_process_group=ranks)
         return ShardFormer(shard_config=config).optimize(model)[0].requires_grad_(False)
     except Exception as error:
         reason = f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"
