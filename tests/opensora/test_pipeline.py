@@ -138,7 +138,8 @@ def test_offload_gives_the_same_video(tiny):
 def test_compiled_blocks_make_the_same_video(tiny, monkeypatch):
     to_compile, compiled = torch.compile, []
     monkeypatch.setattr(torch, "compile", lambda f: compiled.append(f) or to_compile(f, backend="eager"))
-    torch.testing.assert_close(videos(settings(tiny, compile=True))[0], videos(settings(tiny))[0])
+    compiled_video, video = videos(settings(tiny, compile=True))[0], videos(settings(tiny))[0]
+    torch.testing.assert_close(compiled_video, video, rtol=1e-4, atol=1e-4)
     assert [f.__name__ for f in compiled] == ["compute"] * 4  # blocks of depth 2
 
 

@@ -25,9 +25,10 @@ def measured(tiny, tmp_path_factory) -> list[dict]:
     """One rank, two along sp, and two along cfg."""
     folder = tmp_path_factory.mktemp("scaling")
     config = folder / "cached.py"
-    config.write_text(f'_base_ = "{tiny}/sample.py"\n'
-                      'adacache = dict(codebook=[(1e9, 2)], probes=("temporal_blocks.1.attn",), forecast=2)\n')
-    torchrun(2, SCRIPTS / "benchmark.py", config, "--scaling", "--repeats", "1", "--json", folder / "out.json")
+    config.write_text(f'_base_ = "{tiny}/sample.py"\nadacache = dict(codebook=[(1e9, 2)], forecast=2,\n'
+                      '    probes=("temporal_blocks.1.attn",))\n')
+    torchrun(2, SCRIPTS / "benchmark.py", config, "--scaling", "--repeats", "1", "--json",
+             folder / "out.json")
     return json.loads((folder / "out.json").read_text())["scaling"]
 
 
@@ -38,8 +39,9 @@ def test_one_rank_is_compared_with_all_ways_to_share_a_video(measured):
 
 
 def test_the_bytes_that_are_foretold_are_those_that_are_counted(measured, predict):
-    tiny_size = predict.Size(latent=(5, 4, 6), frames=17, pixels=(32, 48), depth=2, hidden_size=32,
-                             bytes_per_value=4, computed_step=1, reused_step=1, decode_time=1, decode_frames=1)
+    tiny_size = predict.Size(
+        latent=(5, 4, 6), frames=17, pixels=(32, 48), depth=2, hidden_size=32, bytes_per_value=4,
+        computed_step=1, reused_step=1, decode_time=1, decode_frames=1)
     assert [measured[0][kind] for kind in ("computed_step_bytes", "reused_step_bytes")] == [0, 0]
     sp = measured[1]
     output = predict.output_bytes(tiny_size, 1, 2)
@@ -78,6 +80,7 @@ def test_the_document_shows_what_the_script_prints(predict, capsys, monkeypatch)
 
 def test_scaling_of_one_process_is_refused(tiny, monkeypatch, capsys):
     monkeypatch.syspath_prepend(str(SCRIPTS))
-    monkeypatch.setattr(sys, "argv", ["benchmark.py", str(tiny / "sample.py"), "--adacache", "fast", "--scaling"])
+    monkeypatch.setattr(sys, "argv", [
+        "benchmark.py", str(tiny / "sample.py"), "--adacache", "fast", "--scaling"])
     assert importlib.import_module("benchmark").main() == 2
     assert "--scaling with 1 process; allowed: 2 or more" in capsys.readouterr().err
