@@ -26,6 +26,7 @@ from opensora.parallel import rank, world_size
 
 INTERVAL = 0.5   # seconds between answers
 SILENCE = 120.0  # seconds after which a process that does not answer counts as dead
+ALONE = 60.0     # seconds after which a failure that others do not share is one of this process alone
 
 
 class RankLost(Exception):
@@ -92,6 +93,21 @@ class RollCall:
         """Raise RankLost where another process is known to be lost.  Costs nothing."""
         if self.lost is not None:
             raise RankLost(self.lost)
+
+    def fail_together(self, what: str, ranks: int) -> None:
+        """Where `ranks` processes do the same work, this one included: returns once all failed at it.
+
+        what: a name of the work that they share.  Raises RankLost where the others did not fail: they wait
+        in a collective for this one, which never comes to it.
+        """
+        if self.store is None or ranks == 1:
+            return
+        key, until = f"failed/{what}", time.monotonic() + ALONE
+        self.store.add(key, 1)
+        while self.store.add(key, 0) < ranks:
+            if time.monotonic() > until:
+                raise RankLost(f"{what} failed on rank {self.own} alone, and others wait for it")
+            time.sleep(INTERVAL)
 
     def reports(self) -> list[Mapping[str, Any]]:
         """On rank 0: the last report of every process that told one."""

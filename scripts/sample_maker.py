@@ -13,7 +13,7 @@ from step_bar import StepBar
 from tally import Tally
 
 from adacache import AdaCacheConfig, Ranks
-from opensora.parallel import Mesh, rank
+from opensora.parallel import Mesh, group_size, rank
 from opensora.pipeline import Pipeline, Sample, SamplingContext
 from opensora.roll_call import RankLost
 from opensora.utils.inference_config import InferenceConfig
@@ -45,8 +45,7 @@ def make_batch(
 ) -> None:
     """A batch that fails, for want of memory or for what one of its samples holds, is made one by one.
 
-    The ranks of a video fail together, for they do the same; where only one fails, the others wait for it,
-    and the process group's timeout ends the run.
+    The ranks of a video fail together, for they do the same.  Raises RankLost where this one failed alone.
     """
     first = pipeline.mesh.is_first
 
@@ -62,6 +61,13 @@ def make_batch(
         raise
     except Exception as error:  # whatever it is, the other videos can still be made
         samples = None
+        try:
+            report.roll_call.fail_together(f"{batch[0].file.name} ({len(batch)})",
+                                           group_size(pipeline.mesh.video))
+        except RankLost:
+            report.failed(batch[0], error)
+            report.failures.merge()  # rank 0 may not come to it
+            raise
         if first and len(batch) == 1:
             report.failed(batch[0], error)
         elif first:

@@ -38,9 +38,9 @@ def flags(tiny, tmp_path) -> list[str]:
             "--save-dir", str(tmp_path / "out"), "--sp-size", "1"]
 
 
-def torchrun(ranks: int, *args: str) -> subprocess.Popen:
+def torchrun(ranks: int, *args: str, script: Path = ROOT / "scripts/inference.py") -> subprocess.Popen:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(ranks),
-               str(ROOT / "scripts/inference.py"), *args]
+               str(script), *args]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
                             env=environment)
@@ -102,6 +102,37 @@ def test_a_killed_rank_ends_the_run_and_other_numbers_of_ranks_finish_it(inferen
     assert any(re.fullmatch(r"\d of 5 videos, \d:\d\d:\d\d left", line) for line in lines)
     assert "5 of 5 videos" in lines and lines[-1].startswith("5 videos in ")
     assert "7 existing kept" in lines[-1]
+
+
+FAULTY = """
+import sys
+sys.path.insert(0, {scripts!r})
+import inference, opensora.roll_call
+from opensora.parallel import rank
+from opensora.pipeline import Pipeline
+
+def noise(self, requests, clip, noise=Pipeline.noise):
+    if requests[0].file.name == "sample_0002.png" and rank() in {ranks}:
+        raise MemoryError("no room")
+    return noise(self, requests, clip)
+
+Pipeline.noise, opensora.roll_call.ALONE = noise, 2.0
+sys.exit(inference.main())
+"""
+
+
+@pytest.mark.parametrize("ranks", [(1,), (0, 1)])
+def test_what_one_rank_of_a_video_cannot_do_ends_the_run_and_what_all_cannot_does_not(flags, tmp_path, ranks):
+    (faulty := tmp_path / "faulty.py").write_text(FAULTY.format(scripts=str(ROOT / "scripts"), ranks=ranks))
+    run = torchrun(2, *flags, "--sp-size", "2", script=faulty)
+    _, said = run.communicate(timeout=60)
+    assert run.returncode == 1
+    assert [entry["cause"] for entry in failed(tmp_path / "out")] == ["MemoryError: no room"]
+    if ranks == (0, 1):
+        assert len(contents(tmp_path / "out")) == 11
+    else:  # the other waits for it
+        assert "sample_0002.png (1) failed on rank 1 alone, and others wait for it; finished videos" in said
+        assert set(contents(tmp_path / "out")) == {"sample_0000.png", "sample_0001.png"}
 
 
 def test_ranks_with_different_configs_refuse_to_begin(tiny, tmp_path):
