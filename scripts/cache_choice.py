@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -26,11 +26,13 @@ def take_cache_config(values: dict[str, Any], choice: str | None = None) -> AdaC
     Raises ValueError or TypeError for settings that cannot be.
     """
     published, options = take_published(values), values.pop("adacache", None)
+    sampler = values.get("scheduler")
     if options == "off":
         options = None
     if published.get("do_cache") and options is not None:
         raise ValueError(f"adacache={options!r} and model.do_cache are both set; allowed: one of them")
-    cache = AdaCacheConfig.from_published(published) if options is None else checked_settings(options)
+    cache = checked_settings(options, sampler) if options is not None else \
+        AdaCacheConfig.from_published(published)
     if choice is None or choice == "off":
         return cache if choice is None else None
     if choice in CODEBOOKS:
@@ -38,7 +40,7 @@ def take_cache_config(values: dict[str, Any], choice: str | None = None) -> AdaC
         kept = cache or AdaCacheConfig(probes=(MIDDLE_PROBE,))
         return AdaCacheConfig(codebook=choice, probes=kept.probes, metric=kept.metric, moreg=kept.moreg,
                               rows_per_video=kept.rows_per_video, num_steps=kept.num_steps)
-    return read_profile(choice)
+    return read_profile(choice, sampler)
 
 
 def take_published(values: dict[str, Any]) -> dict[str, Any]:
@@ -57,14 +59,30 @@ def take_published(values: dict[str, Any]) -> dict[str, Any]:
     return published
 
 
-def read_profile(path: str) -> AdaCacheConfig:
-    """Settings from a file, as in `read_settings`."""
+def read_profile(path: str, sampler: object = None) -> AdaCacheConfig:
+    """Settings from a file, as in `read_settings`.  sampler: of the run, a config's `scheduler`.
+
+    Raises ValueError, also where the file was made with another sampler.
+    """
     try:
-        return checked_settings(read_settings(path))
+        read = read_json(path)
+        settings = checked_settings(settings_in(read))
+        if isinstance(sampler, Mapping) and not settings.any_signature:
+            check_sampler(read, sampler)
+        return settings
     except FileNotFoundError:
         raise ValueError(f"adacache={path!r}; allowed: {ALLOWED}") from None
     except (TypeError, ValueError, OSError) as error:
         raise ValueError(f"adacache={path!r}: {error}") from error
+
+
+def check_sampler(read: object, sampler: Mapping[str, Any]) -> None:
+    """Raise ValueError where a profile tells another value of what `sampler` tells, such as its guidance."""
+    made = read.get("sampler") if isinstance(read, Mapping) else None
+    for key in sorted(made.keys() & sampler.keys()) if isinstance(made, Mapping) else ():
+        if made[key] != sampler[key]:
+            raise ValueError(f"made with scheduler.{key}={made[key]!r}, but here it is {sampler[key]!r}; "
+                             "allowed: the same, or any_signature=True in its settings")
 
 
 def read_settings(path: str) -> object:
@@ -72,17 +90,24 @@ def read_settings(path: str) -> object:
 
     path: from here, or from this project's folder.  Raises FileNotFoundError where there is none.
     """
+    return settings_in(read_json(path))
+
+
+def read_json(path: str) -> object:
     here = Path(path)
-    read = json.loads((here if here.is_file() else ROOT / path).read_text(encoding="utf-8"))
+    return json.loads((here if here.is_file() else ROOT / path).read_text(encoding="utf-8"))
+
+
+def settings_in(read: object) -> object:
     return read["settings"] if isinstance(read, dict) and "settings" in read else read
 
 
-def checked_settings(options: object) -> AdaCacheConfig:
-    """options: a mapping, or what the flag takes."""
+def checked_settings(options: object, sampler: object = None) -> AdaCacheConfig:
+    """options: a mapping, or what the flag takes.  sampler: as for `read_profile`."""
     if options in CODEBOOKS:
         return AdaCacheConfig(codebook=options, probes=(MIDDLE_PROBE,))
     if isinstance(options, str):
-        return read_profile(options)
+        return read_profile(options, sampler)
     if not isinstance(options, dict):
         raise ValueError(f"adacache={options!r}; allowed: dict(codebook=..., ...), or {ALLOWED}")
     return AdaCacheConfig.from_dict(options)

@@ -67,6 +67,17 @@ def test_a_config_can_say_what_the_flag_says():
         assert take_cache_config({"adacache": name}) == take_cache_config({}, name)
 
 
+def test_a_profile_is_refused_with_another_sampler_than_it_was_made_with():
+    sampler = dict(read_config(ROOT / "configs/shapes/sample.py").scheduler)
+    profile = "configs/shapes/profiles/30_steps_2x.json"
+    for choice in ({"adacache": profile}, {}):
+        take_cache_config({**choice, "model": {}, "scheduler": dict(sampler)}, None if choice else profile)
+        with pytest.raises(ValueError, match=r"30_steps_2x.json': made with scheduler.cfg_scale=5.0, but here"
+                                             r" it is 7.0; allowed: the same"):
+            take_cache_config({**choice, "model": {}, "scheduler": {**sampler, "cfg_scale": 7.0}},
+                              None if choice else profile)
+
+
 @pytest.mark.parametrize("path", PROFILES, ids=lambda path: path.stem)
 def test_a_shipped_profile_is_of_the_embedded_model_and_as_fast_as_its_name_says(path, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)  # its name is found from any folder

@@ -62,8 +62,8 @@ class Method:
             raise ValueError(f"methods[{self.name!r}]: {error}") from error
 
 
-def read_methods(given: object, steps: int) -> dict[str, Method]:
-    """steps: of the config's sampler.  Raises ValueError or TypeError naming what is wrong."""
+def read_methods(given: object, sampler: Mapping[str, Any]) -> dict[str, Method]:
+    """sampler: the config's.  Raises ValueError or TypeError naming what is wrong."""
     if not isinstance(given, dict) or not given:
         raise ValueError("methods is missing or empty; allowed: methods = {name: dict(adacache=...)}")
     methods: dict[str, Method] = {}
@@ -78,7 +78,7 @@ def read_methods(given: object, steps: int) -> dict[str, Method]:
         if values.get("adacache") is not None and values.get("rival") is not None:
             raise ValueError(f"{where} has adacache and rival; allowed: one of them")
         try:
-            methods[name] = read_method(name, values, steps)
+            methods[name] = read_method(name, values, sampler)
         except (TypeError, ValueError) as error:
             raise ValueError(f"{where}: {error}") from error
     for name, method in methods.items():
@@ -89,8 +89,9 @@ def read_methods(given: object, steps: int) -> dict[str, Method]:
     return methods
 
 
-def read_method(name: str, values: Mapping[str, Any], steps: int) -> Method:
+def read_method(name: str, values: Mapping[str, Any], sampler: Mapping[str, Any]) -> Method:
     cache, rival = values.get("adacache"), values.get("rival")
+    steps = checked_steps(values.get("steps", sampler["num_sampling_steps"]))
     if isinstance(rival, str):
         rival = rival_file(rival)
     if rival is not None and not isinstance(rival, Mapping):
@@ -103,8 +104,8 @@ def read_method(name: str, values: Mapping[str, Any], steps: int) -> Method:
     if "replay" in more and cache is None:
         raise ValueError(f"replay={more['replay']!r} without adacache; allowed: with adacache=dict(...)")
     return Method(
-        name=name, steps=checked_steps(values.get("steps", steps)), **more,
-        cache=None if cache is None else checked_settings(cache),
+        name=name, steps=steps, **more,
+        cache=None if cache is None else checked_settings(cache, {**sampler, "num_sampling_steps": steps}),
         rival=None if rival is None else read_rival(rival),
         family=str(values.get("family", name.split(",")[0])))
 
