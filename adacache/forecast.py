@@ -12,7 +12,7 @@ left of the change.  Where that explains little, as in the first steps, w is 0; 
 drift steadily.
 
 Legend: B rows, T frames, S patches per frame, C channels; b of the B rows, p each of v videos; n terms, as
-many as the order; R ranks that the rows of a video are on, usually 1.
+many as the order; k sums; R ranks that the rows of a video are on, usually 1.
 """
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from torch import Tensor
 from adacache.fit import fitted, trusted
 from adacache.inner_products import Layout
 from adacache.ranks import ALONE, Ranks
-from adacache.rows import Rows, clocks_on, of_rows, on_device, stored
+from adacache.rows import Rows, numbers_on, of_rows, on_device, stored
 
 HOST = torch.device("cpu")
 Clocks = Sequence[tuple[float, float, float, float]]  # of each of some rows, see `clock_numbers`
@@ -33,7 +33,7 @@ Clocks = Sequence[tuple[float, float, float, float]]  # of each of some rows, se
 
 @dataclass(frozen=True)
 class Observed:
-    """What a computed step showed.  sums: over the tokens that are here, [v, n], see `Layout`."""
+    """What a computed step showed.  sums: over the tokens that are here, [v, k], see `Layout`."""
 
     sums: Tensor
     rows: Rows | None
@@ -85,7 +85,7 @@ class Forecast:
         known = [of_rows(difference, index) for difference in self.differences]
         sums = self.layout.sums([self.ranks.by_tokens(x) for x in (change, *known, new)], videos)
         self.observed = Observed(sums, rows, clocks)
-        on_new = clocks_on(new.device, clocks) if known else None
+        on_new = numbers_on(new.device, clocks) if known else None
         self.differences = [stored(old, index, difference) for old, difference
                             in zip(self.differences, divided(change, known, on_new), strict=True)]
 
@@ -111,7 +111,7 @@ class Forecast:
 
     def _spans(self, clocks: Clocks) -> Tensor:
         """j and j (j + g): [b, n]."""
-        return clocks_on(self.weights.device, [clock[: self.order] for clock in clocks])
+        return numbers_on(self.weights.device, [clock[: self.order] for clock in clocks])
 
     def _used(self, weights: Tensor, clocks: Clocks) -> Tensor:
         """What the differences are multiplied with: [b, n]."""

@@ -2,7 +2,8 @@
 
 They are sums over tokens: ranks that have some tokens each add theirs up, and that is all they exchange.
 
-Legend: b rows, v videos with p rows each (with guidance 2, the conditional one first), m tensors.
+Legend: b rows, v videos with p rows each (with guidance 2, the conditional one first), m - 1 differences,
+k sums, T frames, S patches per frame, C channels.
 """
 from __future__ import annotations
 
@@ -17,7 +18,7 @@ from torch import Tensor
 from adacache.rows import on_device
 
 GUIDANCE = 5.0      # a usual scale; at any, what two rows do not have in common makes most of the error
-AT_ONCE = 2**24     # numbers whose fp32 copies are in memory while inner products are summed
+AT_ONCE = 2**23     # numbers of a video that are summed at once, so that their fp32 copies stay small
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ class Layout:
                      for places, where in ((wanted, device), (own, sums_device), (across, sums_device))))
 
     def sums(self, tensors: Sequence[Tensor], videos: int) -> Tensor:
-        """Of change, differences and new residual, [b, (T S), C] each, the videos taking turns: [v, n]."""
+        """Of change, differences and new residual, [b, (T S), C] each, the videos taking turns: [v, k]."""
         products = inner_products(tensors, videos)
         truth = guided_norm(products[:, :, -1, :, -1])
         return torch.cat([products.flatten(1)[:, self.wanted], truth[:, None]], dim=1)
@@ -82,11 +83,12 @@ def quadratic(left: Tensor, matrix: Tensor, right: Tensor) -> Tensor:
 def inner_products(tensors: Sequence[Tensor], videos: int) -> Tensor:
     """Of m tensors [b, (T S), C], all with all, video by video and in fp32: [v, p, m, p, m]."""
     kind, (b, _, C) = tensors[0].device.type, tensors[0].shape
+    at_once = max(1, AT_ONCE // (b // videos * len(tensors) * C))  # the same whoever else is due
     autocasts = torch.amp.is_autocast_available(kind)
     with torch.autocast(kind, enabled=False) if autocasts else nullcontext():
-        pieces = zip(*(x.split(max(1, AT_ONCE // (b * len(tensors) * C)), dim=1) for x in tensors),
+        pieces = zip(*(x.split(at_once, dim=1) for x in tensors),
                      strict=True)
-        # [(p v), m, n, C] -> [v, (p m), (n C)]
+        # [(p v), m, tokens, C] -> [v, (p m), (tokens C)]
         matrices = (torch.stack(piece, dim=1).float().unflatten(0, (-1, videos)).transpose(0, 1)
                     .flatten(3).flatten(1, 2) for piece in pieces)
         products = sum(matrix @ matrix.mT for matrix in matrices)

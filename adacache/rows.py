@@ -3,7 +3,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -38,5 +37,6 @@ def on_device(x: Tensor, device: torch.device) -> Tensor:
     return x.pin_memory().to(device, non_blocking=True)
 
 
-def clocks_on(device: torch.device, clocks: Sequence[tuple[Any, ...]]) -> Tensor:
-    return on_device(torch.tensor(clocks, dtype=torch.float32), device)
+def numbers_on(device: torch.device, table: Sequence[Sequence[float]]) -> Tensor:
+    """A table of host numbers as it is on the device, in fp32."""
+    return on_device(torch.tensor(table, dtype=torch.float32), device)

@@ -26,7 +26,7 @@ from opensora.parallel import rank, world_size
 
 INTERVAL = 0.5   # seconds between answers
 SILENCE = 120.0  # seconds after which a process that does not answer counts as dead
-ALONE = 60.0     # seconds after which a failure that others do not share is one of this process alone
+UNSHARED = SILENCE + 30  # seconds after which a failure that others do not share is theirs who had it
 
 
 class RankLost(Exception):
@@ -97,16 +97,18 @@ class RollCall:
     def fail_together(self, what: str, ranks: int) -> None:
         """Where `ranks` processes do the same work, this one included: returns once all failed at it.
 
-        what: a name of the work that they share.  Raises RankLost where the others did not fail: they wait
-        in a collective for this one, which never comes to it.
+        what: a name of the work that they share.  Raises RankLost where others did not fail: they wait in a
+        collective for this one, which never comes to it; or where one is lost, which made this one fail.
         """
         if self.store is None or ranks == 1:
             return
-        key, until = f"failed/{what}", time.monotonic() + ALONE
+        key, until = f"failed/{what}", time.monotonic() + UNSHARED
         self.store.add(key, 1)
-        while self.store.add(key, 0) < ranks:
+        while (failed := self.store.add(key, 0)) < ranks:
+            self.check()
             if time.monotonic() > until:
-                raise RankLost(f"{what} failed on rank {self.own} alone, and others wait for it")
+                raise RankLost(f"{what} failed on {failed} of {ranks} ranks, here on rank {self.own}, and "
+                               "the others wait")
             time.sleep(INTERVAL)
 
     def reports(self) -> list[Mapping[str, Any]]:

@@ -31,7 +31,7 @@ from torch import nn
 
 from adacache import AdaCacheConfig, Codebook
 from opensora.datasets.shapes import held_out_prompts
-from opensora.parallel import process_group, rank
+from opensora.parallel import process_group, rank, world_size
 from opensora.pipeline import Pipeline
 from opensora.utils.config import read_config
 from opensora.utils.inference_config import InferenceConfig
@@ -117,6 +117,10 @@ def open_benchmark(args: argparse.Namespace) -> tuple[Pipeline, list[SampleReque
 
 
 def benchmark(args: argparse.Namespace) -> dict[str, Any]:
+    if args.scaling and args.batch:
+        raise ValueError(f"--batch {args.batch} with --scaling; allowed: one video")
+    if args.scaling and world_size() == 1:
+        raise ValueError("--scaling with 1 process; allowed: 2 or more, by torchrun --nproc_per_node N")
     pipeline, requests, cache = open_benchmark(args)
     if args.scaling:
         return {"config": args.config, "device": device_name(pipeline.device),

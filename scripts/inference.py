@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import sys
 from collections.abc import Mapping
@@ -76,8 +77,8 @@ def run(argv: list[str] | None) -> int:
                 make_samples(own, plan.config, plan.cache, plan.path, report, mesh)
             return report.finish()
     except RankLost as error:
-        print(f"error: {error}; finished videos are kept", file=sys.stderr)
-        return 1
+        print(f"error: {error}; finished videos are kept", file=sys.stderr, flush=True)
+        leave_at_once(1)
     except BAD_INPUT as error:
         if rank() > 0:  # rank 0's is said at the end
             print(f"error on rank {rank()}: {one_line(error)}", file=sys.stderr)
@@ -122,6 +123,15 @@ def tidy_and_list_missing(plan: Plan) -> list[SampleRequest]:
     # a sample that only one node's disk has is finished, too
     kept = of_all_processes([request.file for request in plan.requests if not plan.must_make(request)])
     return [request for request in plan.requests if request.file not in set(kept)]
+
+
+def leave_at_once(status: int) -> None:
+    """Where others wait in a collective: leaving their process group properly could wait for them, too."""
+    logging.shutdown()
+    sys.stdout.flush()
+    os._exit(status)
+
+
 def read_values(args: Mapping[str, Any]) -> dict[str, Any]:
     """The config file with the flags merged in, as plain containers."""
     config = read_config(args["config"])

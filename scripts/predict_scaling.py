@@ -19,12 +19,15 @@ from typing import Any
 
 from exit_status import exit_status
 
+from adacache.config import one_of
+
 MEASURED = Path(__file__).resolve().parents[1] / "configs/benchmark/h200.json"
 STEPS, CACHED = 30, 12      # of a run, and computed ones of a cached run (`fast` on the embedded model)
 GPUS, NODE = (1, 2, 4, 8, 16, 32, 64), 8
 # AdaCache's on A100s, 480p: seconds without and with it
 PAPER = {1: (54.02, 24.16), 2: (29.28, 14.02), 4: (18.08, 9.56), 8: (12.95, 7.78)}
 CHUNK = 17                  # frames that the temporal decoder takes at once
+ORDER = 2                   # of the forecast
 
 
 @dataclass(frozen=True)
@@ -111,12 +114,29 @@ def output_bytes(size: Size, cfg: int, sp: int) -> int:
     return 32 * own_tokens * (sp - 1) * size.bytes_per_value + (cfg - 1) * 4 * 4 * prod(size.latent)
 
 
+def forecast_bytes(size: Size, cfg: int, sp: int) -> int:
+    """And in a computed step of a cached run, where the two rows are on two ranks: half of their tokens of
+    change, differences and residual."""
+    own_tokens = size.latent[0] * ceil(size.patches / sp)
+    return (cfg - 1) * (2 + ORDER) * (own_tokens // 2) * size.hidden_size * size.bytes_per_value
+
+
+def decode_bytes(size: Size, ranks: int) -> int:
+    """What the first rank sends: latents of its chunks of time, then pixels of its frames."""
+    chunks, pixels = ceil(size.frames / CHUNK), prod(size.pixels)
+    latents = min(size.frames, ceil(chunks / ranks) * CHUNK) * 4 * (pixels // 64)
+    frames = ceil(size.frames / ranks) * 3 * pixels
+    return (ranks - 1) * (latents + frames) * size.bytes_per_value
+
+
 def seconds(size: Size, computed: float, cfg: int, sp: int, links: Links) -> float:
     """Of one video on cfg x sp ranks."""
     spatial = size.in_spatial_attention
     most_tokens = most(size.patches, sp)
     work = ((1 - spatial) * most_tokens + spatial * most(size.latent[0], sp)) / cfg
     step = size.computed_step * work + sending(step_bytes(size, cfg, sp), 2 * size.depth, sp, links)
+    if computed < STEPS:
+        step += sending(forecast_bytes(size, cfg, sp) + 96, 3 + ORDER, cfg * sp, links)
     reused = size.reused_step * most_tokens / cfg
     every = sending(output_bytes(size, cfg, sp), 2, cfg * sp, links)
     return computed * step + (STEPS - computed) * reused + STEPS * every + decoding(size, cfg * sp, links)
@@ -124,11 +144,9 @@ def seconds(size: Size, computed: float, cfg: int, sp: int, links: Links) -> flo
 
 def decoding(size: Size, ranks: int, links: Links) -> float:
     ranks = ranks if size.shares_decoding else 1
-    video = 3 * size.frames * prod(size.pixels) * size.bytes_per_value
-    latents = video // 64 * 4 // 3
     return (size.decode_time * most(ceil(size.frames / CHUNK), ranks)
             + size.decode_frames * most(size.frames, ranks)
-            + sending((video + latents) * (ranks - 1) / ranks, 2, ranks, links))
+            + sending(decode_bytes(size, ranks), 2, ranks, links))
 
 
 def best(size: Size, computed: float, gpus: int, links: Links) -> tuple[float, int, int]:
@@ -181,7 +199,10 @@ def main() -> int:
 
     def run() -> None:
         values = json.loads(args.measured.read_text())
+        one_of("card", values["card"], tuple(LINKS))
         sizes = {name: Size.of(values, name) for name in values["sizes"]}
+        if "480p" not in sizes:
+            raise ValueError(f"sizes={list(sizes)}; allowed: with 480p, the size of the paper's rows")
         parts = [prediction(size, name, values["card"]) for name, size in sizes.items()]
         print("\n\n".join("\n".join(part) for part in (*parts, beside_paper(sizes["480p"]))))
 

@@ -65,7 +65,8 @@ def make_batch(
             report.roll_call.fail_together(f"{batch[0].file.name} ({len(batch)})",
                                            group_size(pipeline.mesh.video))
         except RankLost:
-            report.failed(batch[0], error)
+            for request in batch:
+                report.failed(request, error)
             report.failures.merge()  # rank 0 may not come to it
             raise
         if first and len(batch) == 1:

@@ -2,7 +2,6 @@
 from __future__ import annotations
 
 import statistics
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -16,6 +15,7 @@ from adacache import AdaCacheConfig
 from opensora.parallel import ALONE, Mesh, of_all_processes, rank, world_size
 from opensora.pipeline import Pipeline
 from opensora.utils.sample_request import SampleRequest
+from opensora.utils.stopwatch import Stopwatch
 
 
 @dataclass(frozen=True)
@@ -37,12 +37,10 @@ class Sharing:
 
 def scaling(pipeline: Pipeline, requests: Sequence[SampleRequest], cache: AdaCacheConfig,
             repeats: int) -> list[dict[str, Any]]:
-    """One entry for each sharing; runs of all of them take turns.  pipeline: on this rank alone.
+    """One entry for each sharing; runs of all of them take turns.
 
-    Raises ValueError where there is one rank.
+    pipeline: on this rank alone.  requests: one video.
     """
-    if world_size() == 1:
-        raise ValueError("--scaling with 1 process; allowed: 2 or more, by torchrun --nproc_per_node N")
     shared = {sharing: on_mesh(pipeline, sharing) for sharing in Sharing.all_of(world_size())}
     seconds: dict[Sharing, list[dict[str, float]]] = {sharing: [] for sharing in shared}
     for repeat in range(-1, repeats):  # the first round warms up
@@ -74,22 +72,17 @@ def together(pipeline: Pipeline, work: Any) -> Any:
 def stages(pipeline: Pipeline, requests: Sequence[SampleRequest], cache: AdaCacheConfig) -> dict[str, float]:
     """Seconds of denoising with and without cache, and of decoding."""
     plain, cached = (time_run(pipeline, requests, choice).seconds for choice in (None, cache))
-    z = pipeline.noise(requests, clip=0).to(pipeline.vae.dtype)
-    start = finished(pipeline.device)
-    decode(pipeline, z)
-    return {"plain_seconds": plain, "cached_seconds": cached,
-            "decode_seconds": finished(pipeline.device) - start}
+    watch = Stopwatch(pipeline.device)
+    with watch("decode"):
+        decode(pipeline, requests)
+    return {"plain_seconds": plain, "cached_seconds": cached, "decode_seconds": watch.seconds["decode"]}
 
 
 @torch.no_grad()
-def decode(pipeline: Pipeline, z: torch.Tensor) -> None:
+def decode(pipeline: Pipeline, requests: Sequence[SampleRequest]) -> None:
+    """Noise, which takes as long as a video."""
+    z = pipeline.noise(requests, clip=0).to(pipeline.vae.dtype)
     pipeline.vae.decode(z, pipeline.config.clip_frames, pipeline.mesh.video)
-
-
-def finished(device: torch.device) -> float:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter()
 
 
 def traffic(pipeline: Pipeline, requests: Sequence[SampleRequest], cache: AdaCacheConfig) -> dict[str, int]:
@@ -101,7 +94,7 @@ def traffic(pipeline: Pipeline, requests: Sequence[SampleRequest], cache: AdaCac
         moved, decided = ([after[i] - before[i] for before, after in zip(marks, marks[1:], strict=False)]
                           for i in (0, 1))
         before = sum(calls["all_to_all"])
-        decode(pipeline, pipeline.noise(requests, clip=0).to(pipeline.vae.dtype))
+        decode(pipeline, requests)
         return {**of_steps(run, moved, decided), "decode_bytes": sum(calls["all_to_all"]) - before}
 
 

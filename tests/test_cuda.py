@@ -93,9 +93,10 @@ def test_after_a_run_the_gpu_holds_what_it_held_before():
     assert torch.cuda.memory_allocated() == before
 
 
-@pytest.mark.parametrize("cache", [FAST, PUBLISHED], ids=["fast", "published"])
-def test_the_host_waits_once_for_a_decision_and_never_at_a_reused_step(cache):
-    pipeline = embedded("cuda")
+@pytest.mark.parametrize("videos", [1, 3])
+@pytest.mark.parametrize("cache", [FAST, replace(PUBLISHED, decide="video")], ids=["fast", "published"])
+def test_the_host_waits_once_for_a_decision_and_never_at_a_reused_step(cache, videos):
+    pipeline = embedded("cuda", videos)
     waits: list[int] = []
     with warnings.catch_warnings(record=True) as seen:
         warnings.simplefilter("always")
@@ -110,7 +111,8 @@ def test_the_host_waits_once_for_a_decision_and_never_at_a_reused_step(cache):
         finally:
             torch.cuda.set_sync_debug_mode("default")
     trace = sample[0].runs[0].context.trace
-    computed, decided = trace[0].computed_steps, [d.step for d in trace[0].decisions]
+    computed = {step for video in trace for step in video.computed_steps}
+    decided = {decision.step for video in trace for decision in video.decisions}
     of_step = {step: waits[step] - waits[step - 1] for step in range(1, len(waits))}
     assert {of_step[step] for step in of_step if step not in computed} == {0}
     assert {of_step[step] for step in decided} == {1}

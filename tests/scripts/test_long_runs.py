@@ -116,7 +116,7 @@ def noise(self, requests, clip, noise=Pipeline.noise):
         raise MemoryError("no room")
     return noise(self, requests, clip)
 
-Pipeline.noise, opensora.roll_call.ALONE = noise, 2.0
+Pipeline.noise, opensora.roll_call.UNSHARED = noise, 2.0
 sys.exit(inference.main())
 """
 
@@ -131,7 +131,7 @@ def test_what_one_rank_of_a_video_cannot_do_ends_the_run_and_what_all_cannot_doe
     if ranks == (0, 1):
         assert len(contents(tmp_path / "out")) == 11
     else:  # the other waits for it
-        assert "sample_0002.png (1) failed on rank 1 alone, and others wait for it; finished videos" in said
+        assert "sample_0002.png (1) failed on 1 of 2 ranks, here on rank 1, and the others wait; fin" in said
         assert set(contents(tmp_path / "out")) == {"sample_0000.png", "sample_0001.png"}
 
 

@@ -50,6 +50,8 @@ def test_the_bytes_that_are_foretold_are_those_that_are_counted(measured, predic
     cfg = measured[2]
     assert cfg["reused_step_bytes"] == predict.output_bytes(tiny_size, 2, 1)
     assert predict.step_bytes(tiny_size, 2, 1) == 0
+    assert cfg["computed_step_bytes"] == cfg["reused_step_bytes"] + predict.forecast_bytes(tiny_size, 2, 1)
+    assert {row["decode_bytes"] for row in (sp, cfg)} == {predict.decode_bytes(tiny_size, 2)}
     assert {row["decision_bytes"] for row in (sp, cfg)} == {96}
 
 
@@ -76,6 +78,16 @@ def test_the_document_shows_what_the_script_prints(predict, capsys, monkeypatch)
     assert predict.main() == 0
     document = (ROOT / "docs/scaling.md").read_text()
     assert all(table in document for table in capsys.readouterr().out.strip().split("\n\n"))
+
+
+@pytest.mark.parametrize("change, message", [
+    ({"card": "H7"}, "card='H7'; allowed: NVIDIA H200, A100"),
+    ({"sizes": {}}, r"sizes=[]; allowed: with 480p")])
+def test_what_foretells_nothing_is_refused(predict, tmp_path, monkeypatch, capsys, change, message):
+    (tmp_path / "card.json").write_text(json.dumps({**json.loads(predict.MEASURED.read_text()), **change}))
+    monkeypatch.setattr(sys, "argv", ["predict_scaling.py", str(tmp_path / "card.json")])
+    assert predict.main() == 2
+    assert message in capsys.readouterr().err
 
 
 def test_scaling_of_one_process_is_refused(tiny, monkeypatch, capsys):

@@ -7,6 +7,7 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from einops import rearrange
@@ -68,8 +69,9 @@ class HeadRMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        # not F.rms_norm: on CUDA no faster for vectors as short as a head's, and it copies q and k first
-        norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)
+        # not F.rms_norm: it copies q and k first, and on CUDA is no faster for vectors as short as a head's
+        exact = torch.promote_types(x.dtype, torch.float32)
+        norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=exact)
         scale = torch.rsqrt(norm.square() / x.shape[-1] + self.eps)
         return self.weight * (x * scale).to(x.dtype)
 
@@ -110,6 +112,24 @@ class Attention(nn.Module):
 
 
 @dataclass(frozen=True)
+class SameLength:
+    """Rows of the batch whose captions have one length: their numbers, and the same on the device."""
+
+    numbers: tuple[int, ...]
+    index: Tensor
+
+    @classmethod
+    def on(cls, device: torch.device, numbers: Sequence[int]) -> SameLength:
+        return cls(tuple(numbers), index_on(device, numbers))
+
+
+def index_on(device: torch.device, numbers: Sequence[int]) -> Tensor:
+    """To CUDA from pinned memory, for a plain copy would wait for the device."""
+    index = torch.tensor(numbers, dtype=torch.long)
+    return index.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else index.to(device)
+
+
+@dataclass(frozen=True)
 class PackedCaptions:
     """Captions of different lengths without their padding.
 
@@ -119,16 +139,17 @@ class PackedCaptions:
     tokens: Tensor
     lengths: tuple[int, ...]
 
-    def groups(self) -> list[tuple[list[int], int]]:
-        """Rows of equal length together: [(rows, length), ...]; usually one group."""
+    @cached_property
+    def groups(self) -> list[SameLength]:
+        """Usually one."""
         rows: dict[int, list[int]] = {}
         for row, length in enumerate(self.lengths):
             rows.setdefault(length, []).append(row)
-        return [(r, length) for length, r in rows.items()]
+        return [SameLength.on(self.tokens.device, numbers) for numbers in rows.values()]
 
 
-# keys and values of one group of rows: (rows, k [b, H, L, D], v [b, H, L, D])
-CaptionKV = list[tuple[list[int], Tensor, Tensor]]
+# keys and values of the rows of each length: (rows, k [b, H, L, D], v [b, H, L, D])
+CaptionKV = list[tuple[SameLength, Tensor, Tensor]]
 
 
 def captions_of(captions: list[CaptionKV], rows: Sequence[int], index: Tensor) -> list[CaptionKV]:
@@ -136,13 +157,13 @@ def captions_of(captions: list[CaptionKV], rows: Sequence[int], index: Tensor) -
 
     index: `rows` on the device.
     """
-    groups = []  # which rows have captions of one length is the same for all blocks
-    for position, (members, _, _) in enumerate(captions[0]):
-        new = [i for i, row in enumerate(rows) if row in members]
+    groups, device = [], index.device  # which rows have captions of one length is the same for all blocks
+    for position, (group, _, _) in enumerate(captions[0]):
+        new = [i for i, row in enumerate(rows) if row in group.numbers]
         if new:
-            whole = len(captions[0]) == 1
-            old = index if whole else torch.tensor([members.index(rows[i]) for i in new], device=index.device)
-            groups.append((position, new, old))
+            old = index if len(captions[0]) == 1 else index_on(
+                device, [group.numbers.index(rows[i]) for i in new])
+            groups.append((position, SameLength.on(device, new), old))
     return [[(new, kv[position][1][old], kv[position][2][old]) for position, new, old in groups]
             for kv in captions]
 
@@ -163,10 +184,10 @@ class CrossAttention(nn.Module):
     def keys_values(self, captions: PackedCaptions) -> CaptionKV:
         rows = self.kv_linear(captions.tokens).split(captions.lengths)
         groups = []
-        for members, _ in captions.groups():
-            kv = torch.stack([rows[i] for i in members])
+        for group in captions.groups:
+            kv = torch.stack([rows[i] for i in group.numbers])
             k, v = rearrange(kv, "b l (two h d) -> two b h l d", two=2, h=self.num_heads)
-            groups.append((members, k, v))
+            groups.append((group, k, v))
         return groups
 
     def forward(self, x: Tensor, captions: CaptionKV) -> Tensor:
@@ -176,6 +197,6 @@ class CrossAttention(nn.Module):
             out = attend(q, k, v, self.backend)
         else:  # one product per length: neither padding nor a mask, which would rule out the fast kernels
             out = torch.empty_like(q)
-            for members, k, v in captions:
-                out[members] = attend(q[members], k, v, self.backend)
+            for group, k, v in captions:
+                out[group.index] = attend(q[group.index], k, v, self.backend)
         return self.proj(rearrange(out, "b h n d -> b n (h d)"))

@@ -331,6 +331,8 @@ class STDiT3(nn.Module):
 
     def compile_blocks(self) -> None:
         """By torch.compile, each kind of block at its first call with a shape, not again for its siblings."""
+        # parts of a batch with captions of several lengths are many shapes; beyond the limit none is compiled
+        torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 64)
         for block in (*self.spatial_blocks, *self.temporal_blocks):
             block.compute = torch.compile(block.compute)
 
