@@ -83,7 +83,9 @@ def test_parts_of_a_batch_with_captions_of_several_lengths_stay_compiled(model, 
     settings = dict(probes=["temporal_blocks.1.attn"], codebook=[(0.3, 4), (0.55, 3), (0.8, 2), (9.0, 1)])
     _, trace = sample(model, [0, 1, 2], False, settings)
     assert len({tuple(video.computed_steps) for video in trace}) > 1, "the test shows nothing"
-    sample(model, [2, 0, 1], False, settings)
+    for order in ([2, 0, 1], [1, 0, 2]):
+        sample(model, order, False, settings)
     before = counter.frame_count
-    sample(model, [1, 0, 2], False, settings)  # other rows together, of the same lengths
-    assert counter.frame_count == before < 8  # a limit beyond which torch would not compile
+    for order in ([0, 2, 1], [1, 2, 0], [2, 1, 0]):  # other rows together, of the same lengths
+        sample(model, order, False, settings)
+    assert counter.frame_count == before < torch._dynamo.config.recompile_limit
