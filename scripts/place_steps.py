@@ -15,11 +15,10 @@ from dataclasses import replace
 
 import torch
 from exit_status import exit_status
-from prompt_flags import add_json_flag, add_prompt_flags
+from prompt_flags import add_json_flag, add_prompt_flags, unreported_prompts
 from recorded_prompts import RecordedPrompts, as_options, in_batches, open_pipeline
 
 from adacache.calibrate import best_steps, check_count
-from opensora.datasets.shapes import held_out_prompts
 
 
 def place(args: argparse.Namespace) -> None:
@@ -29,7 +28,7 @@ def place(args: argparse.Namespace) -> None:
     pipeline, probes = open_pipeline(
         args.config, args.cfg_options,
         lambda model, steps: [check_count(count, steps) for count in args.computed])
-    prompts = held_out_prompts(args.prompts, args.prompt_seed)
+    prompts = unreported_prompts(args.prompts, args.prompt_seed)
     known = RecordedPrompts.of(pipeline, in_batches(pipeline.config, prompts, args.batch), probes)
     for order, count in itertools.product(args.forecast, args.computed):
         settings = replace(probes, forecast=order)

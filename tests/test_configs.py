@@ -19,6 +19,7 @@ from opensora.utils.weights import packaged_path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "scripts"))
 from cache_choice import take_cache_config  # noqa: E402
+from evaluation.methods import read_methods  # noqa: E402
 
 ALL = sorted((ROOT / "configs").rglob("*.py"))
 INFERENCE = [p for p in ALL if p.parent.name == "inference" or p.name.startswith("sample")]
@@ -48,6 +49,13 @@ def test_all_kinds_of_configs_are_there():
 @pytest.mark.parametrize("path", ALL, ids=name)
 def test_it_loads(path):
     assert len(read_config(path)) > 0
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs/eval").glob("*.py")), ids=name)
+def test_every_method_of_an_evaluation_can_be_had(path):
+    values = read_config(path).to_dict()
+    methods = read_methods(values["methods"], values["scheduler"])
+    assert methods.keys() == values["methods"].keys()
 
 
 @pytest.mark.parametrize("path", INFERENCE, ids=name)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 BACKENDS = {"sdpa": None, "flash-attn": "flash_attn", "xformers": "xformers"}
-# On CPU many short sequences are faster as plain products than in SDPA's kernel: docs/performance.md
+# On CPU, in half precision, many short sequences are faster as plain products: docs/performance.md
 SHORT_SEQUENCE = 32
 
 
@@ -49,7 +49,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, backend: str = "sdpa") -> Tensor:
 
         out = memory_efficient_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2))
         return out.transpose(1, 2)
-    if q.device.type == "cpu" and k.shape[2] <= SHORT_SEQUENCE:
+    if q.device.type == "cpu" and q.dtype != torch.float32 and k.shape[2] <= SHORT_SEQUENCE:
         return plain_attention(q, k, v)
     return F.scaled_dot_product_attention(q, k, v)
 
