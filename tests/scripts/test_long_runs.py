@@ -142,7 +142,8 @@ def test_ranks_with_different_configs_refuse_to_begin(tiny, tmp_path):
     _, said = run.communicate(timeout=60)
     line = "error: sample_name='of_1' on rank 1, but 'of_0' on rank 0; allowed: the same on all ranks\n"
     assert said.count(line) == 1
-    assert re.findall(r"exitcode +: (\d+)", said) == ["2"] * len(re.findall(r"exitcode +:", said)) != []
+    # -15: torchrun was quicker to end this one, after the other
+    assert {"2"} <= set(re.findall(r"exitcode +: (-?\d+)", said)) <= {"2", "-15"}
     assert not (tmp_path / "out").exists()
 
 
