@@ -32,10 +32,9 @@ methods = {
         adacache=dict(schedule=dense, probes=["temporal_blocks.2.attn"], forecast=2),
         against="AdaCache calibrated, 4.7x"),
     **{f"{name}, 4.7x": dict(rival=f"{rivals}/{file}_4.7x.json", against="AdaCache calibrated, 4.7x")
-       for name, file in (("TeaCache", "teacache"), ("FirstBlockCache", "first_block_cache"),
-                          ("Delta-DiT", "delta_dit"))},
+       for name, file in (("TeaCache", "teacache"), ("FirstBlockCache", "first_block_cache"))},
     **{f"{name}, fastest found": dict(rival=f"{rivals}/{file}_4.7x.json")
-       for name, file in (("PAB", "pab"), ("T-GATE", "tgate"))},
+       for name, file in (("PAB", "pab"), ("T-GATE", "tgate"), ("Delta-DiT", "delta_dit"))},
     "offline schedule, 4.7x": dict(adacache=f"{rivals}/offline_schedule_4.7x.json",
                                    against="AdaCache calibrated, 4.7x"),
 }
