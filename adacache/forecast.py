@@ -71,7 +71,7 @@ class Forecast:
         rows: b of them, None for all; clocks: theirs.
         """
         weights = of_rows(self.ranks.own_rows(self.weights), self._index(rows))
-        factors = on_device(self._used(weights, clocks), self.differences[0].device)
+        factors = on_device(weights * self._spans(clocks), self.differences[0].device)
         return [(factor[:, None, None].to(difference.dtype), of_rows(difference, rows and rows.index))
                 for factor, difference in zip(factors.unbind(1), self.differences, strict=True)]
 
@@ -96,11 +96,10 @@ class Forecast:
         """
         observed, parts = self.observed, self.ranks.row_parts
         index = self.ranks.all_rows(self._index(observed.rows), len(self.weights) // parts)
-        clocks = [*observed.clocks] * parts
-        self.missed = self.layout.missed(sums, self._used(of_rows(self.weights, index), clocks))
+        spans = self._spans([*observed.clocks] * parts)
+        inner = self.layout.rows(sums)  # [R b, 1 + n, 1 + n]
+        self.missed = self.layout.missed(sums, inner, of_rows(self.weights, index) * spans)
         if self.order:
-            inner = self.layout.rows(sums)  # [R b, 1 + n, 1 + n]
-            spans = self._spans(clocks)
             terms, along = inner[:, 1:, 1:] * (spans[:, :, None] * spans[:, None]), inner[:, 0, 1:] * spans
             weights = trusted(fitted(terms, along), terms, along, inner[:, 0, 0], len(sums))
             self.weights = stored(self.weights, index, weights)
@@ -112,10 +111,6 @@ class Forecast:
     def _spans(self, clocks: Clocks) -> Tensor:
         """j and j (j + g): [b, n]."""
         return numbers_on(self.weights.device, [clock[: self.order] for clock in clocks])
-
-    def _used(self, weights: Tensor, clocks: Clocks) -> Tensor:
-        """What the differences are multiplied with: [b, n]."""
-        return weights * self._spans(clocks) if self.order else weights
 
 
 def clock_numbers(reach: int, gap: int) -> tuple[float, float, float, float]:

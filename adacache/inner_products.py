@@ -63,14 +63,13 @@ class Layout:
         """Of every row its change and differences, all with all: [(p v), m, m]."""
         return sums[:, self.own].transpose(0, 1).flatten(0, 1)
 
-    def missed(self, sums: Tensor, used: Tensor) -> Tensor:
+    def missed(self, sums: Tensor, inner: Tensor, used: Tensor) -> Tensor:
         """Squared norm of what a forecast missed, change - sum of used x difference, and the truth's: [v, 2].
 
-        used: [(p v), m - 1].
+        inner: the sums as `rows` has them.  used: what differences are multiplied with, [(p v), m - 1].
         """
         factors = torch.cat([used.new_ones(len(used), 1), -used], dim=1).unflatten(0, (-1, len(sums)))
-        by_row = sums[:, self.own].transpose(0, 1)  # [p, v, m, m]
-        own = quadratic(factors, by_row, factors)   # [p, v]
+        own = quadratic(factors, inner.unflatten(0, (-1, len(sums))), factors)  # [p, v]
         both = quadratic(factors[0], sums[:, self.across], factors[1]) if self.across is not None else None
         return torch.stack([guided(own.T, both), sums[:, -1]], dim=1)
 

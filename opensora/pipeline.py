@@ -73,8 +73,6 @@ class Pipeline:
         self.latent_size = vae.get_latent_size((config.clip_frames, *config.size))  # (T, h, w)
         check_mesh(config, mesh, model.patch_grid(self.latent_size))
         text_encoder.y_embedder = model.y_embedder
-        if config.compile:
-            model.compile_blocks()
         if not config.offload:
             for part in (model, vae, text_encoder):
                 part.to(self.device)
@@ -95,6 +93,8 @@ class Pipeline:
         model = build_module(config.model, MODELS).to(config.torch_dtype).eval()
         check_backend_fits(model.config.attention_backend, config.torch_device, config.torch_dtype)
         check(model, scheduler.num_sampling_steps)
+        if config.compile:
+            model.compile_blocks()
         vae = build_module(config.vae, MODELS).to(config.torch_dtype).eval()
         text_encoder = build_module(_text_encoder_config(config, mesh), MODELS)
         check_fit(model, vae, text_encoder)
