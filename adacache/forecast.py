@@ -83,7 +83,8 @@ class Forecast:
         """
         change, index = new - last, rows and rows.index
         known = [of_rows(difference, index) for difference in self.differences]
-        sums = self.layout.sums([self.ranks.by_tokens(x) for x in (change, *known, new)], videos)
+        used = on_device(of_rows(self.weights, self._all_rows(rows)) * self._all_spans(clocks), new.device)
+        sums = self.layout.sums([self.ranks.by_tokens(x) for x in (change, *known, new)], used, videos)
         self.observed = Observed(sums, rows, clocks)
         on_new = numbers_on(new.device, clocks) if known else None
         self.differences = [stored(old, index, difference) for old, difference
@@ -94,23 +95,29 @@ class Forecast:
 
         sums: as observed, summed over all ranks, on the device of the weights.
         """
-        observed, parts = self.observed, self.ranks.row_parts
-        index = self.ranks.all_rows(self._index(observed.rows), len(self.weights) // parts)
-        spans = self._spans([*observed.clocks] * parts)
-        inner = self.layout.rows(sums)  # [R b, 1 + n, 1 + n]
-        self.missed = self.layout.missed(sums, inner, of_rows(self.weights, index) * spans)
+        observed, self.missed = self.observed, self.layout.missed(sums)
         if self.order:
+            spans, inner = self._all_spans(observed.clocks), self.layout.rows(sums)  # [R b, 1 + n, 1 + n]
             terms, along = inner[:, 1:, 1:] * (spans[:, :, None] * spans[:, None]), inner[:, 0, 1:] * spans
             weights = trusted(fitted(terms, along), terms, along, inner[:, 0, 0], len(sums))
-            self.weights = stored(self.weights, index, weights)
+            self.weights = stored(self.weights, self._all_rows(observed.rows), weights)
 
     def _index(self, rows: Rows | None) -> Tensor | None:
         """Where the weights are."""
         return torch.tensor(rows.numbers) if rows is not None and self.on_host else rows and rows.index
 
+    def _all_rows(self, rows: Rows | None) -> Tensor | None:
+        """The same for the rows of these videos on all ranks."""
+        parts = self.ranks.row_parts
+        return self.ranks.all_rows(self._index(rows), len(self.weights) // parts)
+
     def _spans(self, clocks: Clocks) -> Tensor:
         """j and j (j + g): [b, n]."""
         return numbers_on(self.weights.device, [clock[: self.order] for clock in clocks])
+
+    def _all_spans(self, clocks: Clocks) -> Tensor:
+        """The same for the rows of these videos on all ranks: [R b, n]."""
+        return self._spans([*clocks] * self.ranks.row_parts)
 
 
 def clock_numbers(reach: int, gap: int) -> tuple[float, float, float, float]:

@@ -28,6 +28,7 @@ GPUS, NODE = (1, 2, 4, 8, 16, 32, 64), 8
 PAPER = {1: (54.02, 24.16), 2: (29.28, 14.02), 4: (18.08, 9.56), 8: (12.95, 7.78)}
 CHUNK = 17                  # frames that the temporal decoder takes at once
 ORDER = 2                   # of the forecast
+DECISION = 64               # bytes of its sums
 
 
 @dataclass(frozen=True)
@@ -136,7 +137,7 @@ def seconds(size: Size, computed: float, cfg: int, sp: int, links: Links) -> flo
     work = ((1 - spatial) * most_tokens + spatial * most(size.latent[0], sp)) / cfg
     step = size.computed_step * work + sending(step_bytes(size, cfg, sp), 2 * size.depth, sp, links)
     if computed < STEPS:
-        step += sending(forecast_bytes(size, cfg, sp) + 96, 3 + ORDER, cfg * sp, links)
+        step += sending(forecast_bytes(size, cfg, sp) + DECISION, 3 + ORDER, cfg * sp, links)
     reused = size.reused_step * most_tokens / cfg
     every = sending(output_bytes(size, cfg, sp), 2, cfg * sp, links)
     return computed * step + (STEPS - computed) * reused + STEPS * every + decoding(size, cfg * sp, links)

@@ -38,6 +38,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "batch": {"decide": "batch", "forecast": 1},
     "guard": {"guard": 0.17},
     "forecast": {"forecast": 2, "guard": 0.05, "codebook": [(0.112, 6), (9.0, 4)]},
+    "all": {"forecast": 2, "guard": 0.05, "moreg": MOREG, "codebook": [(0.15, 6), (9.0, 4)]},
     "replay": {"schedule": FixedSchedule((0, 1, 2, 5, 9, 12), STEPS), "forecast": 2},
 }
 

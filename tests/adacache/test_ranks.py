@@ -89,10 +89,11 @@ def test_all_decisions_of_a_step_are_one_all_reduce(ranks, name, split):
 
 
 # fp32 numbers for each video: two for the probe, and two for each of MoReg's strides; under forecast or guard
-# also inner products of change and differences: 2 and 12 within its two rows, 1 and 9 across; and a norm
+# also inner products of change and differences: 2 and 12 within its two rows; and two norms after guidance
 @pytest.mark.parametrize("split", SPLITS)
 @pytest.mark.parametrize("name, numbers", [("distance", 2), ("moreg", 2 + 2 * 2), ("l2", 2), ("cosine", 3),
-                                           ("guard", 2 + 2 + 1 + 1), ("forecast", 2 + 12 + 9 + 1)])
+                                           ("guard", 2 + 2 + 2), ("forecast", 2 + 12 + 2),
+                                           ("all", 2 + 2 * 2 + 12 + 2)])
 def test_bytes_of_a_decision(ranks, name, numbers, split):
     for found in ranks:
         first = found[split][name]["calls"]["all_reduce"][0]  # at step 1, of all videos
@@ -104,7 +105,7 @@ def test_only_a_forecast_and_only_with_rows_on_several_ranks_sends_residuals(ran
     for found in ranks:
         sent = {split: {name for name in SETTINGS if found[split][name]["calls"]["all_to_all"]}
                 for split in SPLITS}
-        assert sent == {"patches": set(), "rows": {"batch", "guard", "forecast", "replay"}}
+        assert sent == {"patches": set(), "rows": {"batch", "guard", "forecast", "all", "replay"}}
 
 
 @pytest.mark.parametrize("name, tensors", [("guard", 2), ("forecast", 4)])

@@ -52,7 +52,7 @@ def test_the_bytes_that_are_foretold_are_those_that_are_counted(measured, predic
     assert predict.step_bytes(tiny_size, 2, 1) == 0
     assert cfg["computed_step_bytes"] == cfg["reused_step_bytes"] + predict.forecast_bytes(tiny_size, 2, 1)
     assert {row["decode_bytes"] for row in (sp, cfg)} == {predict.decode_bytes(tiny_size, 2)}
-    assert {row["decision_bytes"] for row in (sp, cfg)} == {96}
+    assert {row["decision_bytes"] for row in (sp, cfg)} == {predict.DECISION}
 
 
 def test_one_gpu_takes_what_was_measured_and_more_take_less(predict, size):
