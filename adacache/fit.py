@@ -27,7 +27,7 @@ def fitted(terms: Tensor, along: Tensor) -> Tensor:
 
 def explained(weights: Tensor, terms: Tensor, along: Tensor) -> Tensor:
     """||change||^2 - ||change - sum of w e||^2, multiplied out: [b].  Arguments: as for `fitted`."""
-    return (weights * (2 * along - (terms @ weights[:, :, None])[..., 0])).sum(dim=1)
+    return (weights * (2 * along - (terms * weights[:, None]).sum(dim=2))).sum(dim=1)
 
 
 def trusted(weights: Tensor, terms: Tensor, along: Tensor, changed: Tensor, videos: int) -> Tensor:

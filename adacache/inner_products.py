@@ -30,12 +30,15 @@ class Layout:
     guidance, the squared norms of what the forecast missed and of the new residual.  Of p rows and m - 1
     differences that is k = p m (m + 1) / 2 + 2 numbers for each video.
     wanted: places among all inner products, [p, m + 1, p, m + 1] flattened.  own: for [p, m, m] the number in
-    `wanted`.  guided: what guidance makes of p rows, on the device, [c, p].
+    `wanted`.  guided: what guidance makes of p rows, [c, p].  change: that tensor among all m + 1, [m + 1].
+    truth: the new residual after guidance, by all tensors of all rows, [c, p (m + 1)].
     """
 
     wanted: Tensor
     own: Tensor
     guided: Tensor
+    change: Tensor
+    truth: Tensor
 
     @classmethod
     def of(cls, rows: int, tensors: int, device: torch.device, sums_device: torch.device) -> Layout:
@@ -47,8 +50,10 @@ class Layout:
         own = [[[place[row, min(i, j), max(i, j)] for j in range(tensors)] for i in range(tensors)]
                for row in range(rows)]
         wanted = [((row * size + i) * rows + row) * size + j for row, i, j in pairs]
+        guided, (change, *_, new) = guidance(rows), torch.eye(size, dtype=torch.float32)
+        truth = (guided[:, :, None] * new).flatten(1)
         return cls(on_device(torch.tensor(wanted), device), on_device(torch.tensor(own), sums_device),
-                   on_device(guidance(rows), device))
+                   *(on_device(x, device) for x in (guided, change, truth)))
 
     def sums(self, tensors: Sequence[Tensor], used: Tensor, videos: int) -> Tensor:
         """Of change, differences and new residual, [b, (T S), C] each, the videos taking turns: [v, k].
@@ -56,14 +61,12 @@ class Layout:
         used: what the forecast multiplied the differences with, [b, m - 1].
         """
         products = inner_products(tensors, videos)
-        # the forecast missed change - sum of used x difference; the truth is the new residual
-        missed = F.pad(torch.cat([used.new_ones(len(used), 1), -used], dim=1), (0, 1))
-        truth = F.pad(used.new_ones(len(used), 1), (len(tensors) - 1, 0))
-        factors = torch.stack([missed, truth], dim=1).unflatten(0, (-1, videos)).transpose(0, 1)
-        # [v, p, 2, m + 1] -> of each: [v, 2, c, (p (m + 1))]
-        factors = (factors.transpose(1, 2)[:, :, None] * self.guided[:, :, None]).flatten(3)
-        squares = quadratic(products.flatten(3).flatten(1, 2), factors.flatten(1, 2)).unflatten(1, (2, -1))
-        return torch.cat([products.flatten(1)[:, self.wanted], squares.sum(dim=2)], dim=1)
+        missed = self.change - F.pad(used, (1, 1))  # [b, m + 1]
+        missed = missed.unflatten(0, (-1, videos)).transpose(0, 1)[:, None]  # [v, 1, p, m + 1]
+        missed = (missed * self.guided[:, :, None]).flatten(2)  # [v, c, (p (m + 1))]
+        factors = torch.cat([missed, self.truth.expand(videos, -1, -1)], dim=1)
+        squares = quadratic(products.flatten(3).flatten(1, 2), factors).unflatten(1, (2, -1)).sum(dim=2)
+        return torch.cat([products.flatten(1)[:, self.wanted], squares], dim=1)
 
     def rows(self, sums: Tensor) -> Tensor:
         """Of every row its change and differences, all with all: [(p v), m, m]."""
@@ -75,8 +78,9 @@ class Layout:
 
 
 def quadratic(matrices: Tensor, vectors: Tensor) -> Tensor:
-    """vector^T matrix vector.  matrices: [v, n, n]; vectors: [v, c, n]; -> [v, c]."""
-    return ((vectors @ matrices) * vectors).sum(dim=-1)
+    """vector^T matrix vector, [v, c].  matrices: [v, n, n]; vectors: [v, c, n]."""
+    # no matrix product, which autocast or TF32 would make of fewer bits
+    return ((vectors[..., None] * matrices[:, None]).sum(dim=2) * vectors).sum(dim=2)
 
 
 def inner_products(tensors: Sequence[Tensor], videos: int) -> Tensor:
@@ -101,7 +105,8 @@ def guidance(rows: int) -> Tensor:
     Of a conditional row and an unconditional one, c and u, it makes u + s (c - u), s = GUIDANCE; of any other
     number each row counts for itself.
     """
-    return torch.tensor([[GUIDANCE, 1 - GUIDANCE]]) if rows == 2 else torch.eye(rows)
+    factors = [[GUIDANCE, 1 - GUIDANCE]] if rows == 2 else torch.eye(rows).tolist()
+    return torch.tensor(factors, dtype=torch.float32)
 
 
 def guided_norm(products: Tensor) -> Tensor:

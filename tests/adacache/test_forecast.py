@@ -282,6 +282,16 @@ def test_weights_are_single_precision_whatever_the_default_is():
     assert len(session.trace[0].decisions[0].weights) == 1
 
 
+def test_autocast_takes_no_bits_from_errors_and_weights():
+    truth = polynomial(1.0, 0.3, 0.05) + 0.1 * torch.randn(
+        STEPS, 2, 6, 8, generator=torch.Generator().manual_seed(0)).double()
+    settings = dict(schedule=None, codebook=[(9.0, 3)], forecast=2, guard=1.0)
+    _, plain = added(truth.float(), **settings)
+    with torch.autocast("cpu", torch.bfloat16):
+        _, cast = added(truth.float(), **settings)
+    assert cast.trace[0].decisions == plain.trace[0].decisions
+
+
 @pytest.mark.parametrize("decide, errs", [("row", [1.0, 1.0]), ("batch", [9.0])])
 def test_errors_of_rows_that_decide_alone_or_for_all(decide, errs):
     """The rows of a video err the other way round: for themselves by 1, after guidance by 2 s - 1."""
