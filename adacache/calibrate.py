@@ -9,7 +9,8 @@ Legend: V videos with p rows each, K steps, D = p K.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cache
 
@@ -17,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from adacache.attach import check_num_steps, make_caches
+from adacache.codebook import Codebook
 from adacache.config import AdaCacheConfig
 from adacache.inner_products import guided_norm
 from adacache.recording import Recording
@@ -207,9 +209,49 @@ def guard_for(recording: Recording, count: float, config: AdaCacheConfig) -> flo
     Raises ValueError where no guard does.
     """
     def computed(guard: float) -> float:
-        return simulate(recording, replace(config, guard=guard)).computed.double().mean().item()
+        return computed_steps(recording, replace(config, guard=guard))
 
-    low, high = 1e-4, 10.0
+    return smallest(computed, count, 1e-4, 10.0)
+
+
+def codebook_for(recording: Recording, count: float, config: AdaCacheConfig, growth: Tensor) -> Codebook:
+    """Thresholds and rates with which at most `count` steps are computed, in the mean over the videos.
+
+    Those of the codebook of `config`: thresholds times one factor, rates up to a largest one.  For each of
+    these the smallest factor that does, and of all the one that leaves the least error.
+    Raises ValueError where none does.
+    """
+    given = config.codebook_for(recording.num_steps)
+
+    def scaled(factor: float, most: int) -> AdaCacheConfig:
+        return replace(config, guard=None, codebook=Codebook(
+            (threshold * factor, min(rate, most)) for threshold, rate in given.entries))
+
+    found = []
+    for most in sorted({rate for _, rate in given.entries} - {1}):
+        with suppress(ValueError):
+            factor = smallest(lambda by, most=most: computed_steps(recording, scaled(by, most)), count,
+                              1e-2, 1e2)
+            found.append(scaled(factor, most))
+    if not found:
+        raise ValueError(f"{count:g} computed steps; allowed: more, as the rates of the codebook have it")
+
+    def loss(settings: AdaCacheConfig) -> float:
+        return simulate(recording, settings).squared_error(growth).clamp(min=TINY).log().mean().item()
+
+    return min(found, key=loss).codebook
+
+
+def computed_steps(recording: Recording, config: AdaCacheConfig) -> float:
+    """Mean over the videos."""
+    return simulate(recording, config).computed.double().mean().item()
+
+
+def smallest(computed: Callable[[float], float], count: float, low: float, high: float) -> float:
+    """The smallest value, to 1 %, with which at most `count` steps are computed; more compute fewer.
+
+    Raises ValueError where none up to `high` does.
+    """
     if (fewest := computed(high)) > count:
         raise ValueError(f"{count:g} computed steps; allowed: {fewest:g} or more, as the codebook has it")
     if computed(low) <= count:

@@ -2,12 +2,12 @@
 
 Several targets share the recordings; each has a file of its own, its name in the place of {} in FILE.
 
-Records prompts with every step computed, finds by simulation the best fixed schedule and the best guarded
-one (see adacache.calibrate), tries both on other prompts with the model, and writes the better as a profile.
-`scripts/inference.py --adacache FILE` takes it, and refuses other models, sizes and numbers of steps.
-With `--target-psnr` (dB, against uncached) steps are added, from as many as are foretold to come there, until
-the target is met.  Of CONFIG's adacache only probes and metric are kept.  Ends with 1 where no settings that
-were tried meet the target.
+Records prompts with every step computed, finds by simulation (see adacache.calibrate) the best fixed
+schedule, the tightest guard, and thresholds and rates of a codebook, tries them on other prompts with the
+model, and writes the best as a profile.  `scripts/inference.py --adacache FILE` takes it, and refuses other
+models, sizes, numbers of steps and samplers.  With `--target-psnr` (dB, against uncached) steps are added,
+from as many as are foretold to come there, until the target is met.  Of CONFIG's adacache probes, metric and
+moreg are kept.  Ends with 1 where no settings that were tried meet the target.
 """
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from typing import Any
 
 import torch
 from cache_choice import open_cache
-from calibration import Calibration, Found, Target, reused_cost
+from calibration import Calibration, Found, Target, kind_of, reused_cost
 from exit_status import exit_status
 from prompt_flags import (
     add_prompt_file_flag,
@@ -68,20 +68,31 @@ def meet(target: Target, known: Calibration, trials: Trials, out: Path, told: Ma
 
     Returns: 1 where none that were tried do.
     """
+    if (best := best_found(target, known, trials)) is None:
+        say(f"no settings that were tried meet the target of {target.value:g}; nothing written")
+        return 1
+    file = Path(str(out).replace("{}", f"{target.value:g}"))
+    speed = known.speed_of(best.outcome.computed.mean())
+    if rank() == 0:
+        write_whole(file, json.dumps({**profile(best, speed), **told}, indent=2) + "\n")
+    say(f"{file}: {best}")
+    return 0
+
+
+def best_found(target: Target, known: Calibration, trials: Trials) -> Found | None:
+    """Of each kind of settings the first that meets the target counts; of these the best."""
+    meeting: dict[str, Found] = {}
     for choices in target.choices(known):
-        found = [Found(*choice, trials.of(partial(open_cache, choice[0]))) for choice in choices]
-        for each in found:
-            say(str(each))
-        if meeting := [each for each in found if target.met_by(each)]:
-            best = max(meeting, key=lambda each: each.outcome.psnr.mean())
-            file = Path(str(out).replace("{}", f"{target.value:g}"))
-            speed = known.speed_of(best.outcome.computed.mean())
-            if rank() == 0:
-                write_whole(file, json.dumps({**profile(best, speed), **told}, indent=2) + "\n")
-            say(f"{file}: {best}")
-            return 0
-    say(f"no settings that were tried meet the target of {target.value:g}; nothing written")
-    return 1
+        for settings, foretold in choices:
+            if kind_of(settings) in meeting:
+                continue
+            found = Found(settings, foretold, trials.of(partial(open_cache, settings)))
+            say(str(found))
+            if target.met_by(found):
+                meeting[kind_of(settings)] = found
+        if meeting.keys() >= {kind_of(settings) for settings, _ in choices}:
+            break
+    return max(meeting.values(), key=target.worth, default=None)
 
 
 def check(args: argparse.Namespace) -> None:

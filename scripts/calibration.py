@@ -12,7 +12,7 @@ from recorded_prompts import RecordedPrompts
 from trials import Outcome
 
 from adacache import AdaCacheConfig, FixedSchedule
-from adacache.calibrate import best_steps, guard_for
+from adacache.calibrate import best_steps, codebook_for, guard_for
 from opensora.pipeline import Pipeline
 from opensora.utils.sample_request import SampleRequest
 
@@ -31,8 +31,13 @@ class Found:
     outcome: Outcome
 
     def __str__(self) -> str:
-        kind = "guard" if self.settings.schedule is None else "fixed steps"
-        return f"{kind}, {self.outcome} (foretold {self.foretold:.1f} dB)"
+        return f"{kind_of(self.settings)}, {self.outcome} (foretold {self.foretold:.1f} dB)"
+
+
+def kind_of(settings: AdaCacheConfig) -> str:
+    if settings.schedule is not None:
+        return "fixed steps"
+    return "guard" if isinstance(settings.codebook, str) else "codebook"
 
 
 class Calibration:
@@ -60,10 +65,13 @@ class Calibration:
 
     def choices(self, count: int) -> Choices:
         """Settings that compute so many steps, at most in the mean, and the PSNR that they are foretold."""
-        forecast, recording = replace(self.probes, codebook="fast", forecast=ORDER), self.prompts.recording
-        choices = [replace(forecast, schedule=best_steps(recording, count, forecast, self.prompts.growth))]
+        forecast = replace(self.probes, codebook="fast", forecast=ORDER)
+        recording, growth = self.prompts.recording, self.prompts.growth
+        choices = [replace(forecast, schedule=best_steps(recording, count, forecast, growth))]
         with suppress(ValueError):  # of a codebook that computes more whatever the guard is
             choices.append(replace(forecast, guard=guard_for(recording, count, forecast)))
+        with suppress(ValueError):  # or whatever the thresholds are
+            choices.append(replace(forecast, codebook=codebook_for(recording, count, forecast, growth)))
         return [(settings, self.prompts.foretold(settings)) for settings in choices]
 
 
@@ -85,6 +93,10 @@ class Target:
 
     def met_by(self, found: Found) -> bool:
         return (found.outcome.speed_up if self.of_speed else found.outcome.psnr.mean()) >= self.value
+
+    def worth(self, found: Found) -> float:
+        """Of two that meet the target, which is better?"""
+        return found.outcome.psnr.mean() if self.of_speed else -found.outcome.computed.mean()
 
     def choices(self, known: Calibration) -> Iterator[Choices]:
         """For a speed with fewer and fewer computed steps, for a quality with more and more."""

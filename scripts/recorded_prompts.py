@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -29,7 +29,7 @@ Batches = list[list[SampleRequest]]
 def open_pipeline(path: str, options: dict[str, Any] | None,
                   check: Callable[[nn.Module, int], object] = lambda model, num_steps: None,
                   ) -> tuple[Pipeline, AdaCacheConfig]:
-    """The models of a config file, and settings with the probes and the metric of its adacache.
+    """The models of a config file, and settings with the probes, the metric and the moreg of its adacache.
 
     check: as for `Pipeline.load`.  Raises ValueError for a config of several clips.
     """
@@ -39,7 +39,8 @@ def open_pipeline(path: str, options: dict[str, Any] | None,
     if config.loop > 1:
         raise ValueError(f"loop={config.loop}; allowed: 1, for a recording is of one clip")
     pipeline = Pipeline.load(config, check)
-    return pipeline, for_model(AdaCacheConfig(probes=cache.probes, metric=cache.metric), pipeline.model)
+    kept = AdaCacheConfig(probes=cache.probes, metric=cache.metric, moreg=cache.moreg)
+    return pipeline, for_model(kept, pipeline.model)
 
 
 def in_batches(config: InferenceConfig, prompts: Sequence[str], size: int) -> Batches:
@@ -94,10 +95,12 @@ def measured_growth(pipeline: Pipeline, batches: Batches, recording: Recording, 
 
 
 def as_options(settings: AdaCacheConfig) -> dict[str, Any]:
-    """Found settings as `--adacache FILE` takes them: a schedule, or a codebook under a guard."""
+    """Found settings as `--adacache FILE` takes them: a schedule, or a codebook, mostly under a guard."""
     options = {"probes": list(settings.probes), "metric": settings.metric, "forecast": settings.forecast}
-    if settings.schedule is None:
-        return {**options, "codebook": settings.codebook, "guard": settings.guard}
-    return {**options, "schedule": {
-        "num_steps": settings.schedule.num_steps, "forecast": settings.forecast,
-        "computed_steps": list(settings.schedule.steps)}}
+    if settings.schedule is not None:
+        return {**options, "schedule": {
+            "num_steps": settings.schedule.num_steps, "forecast": settings.forecast,
+            "computed_steps": list(settings.schedule.steps)}}
+    codebook = settings.codebook if isinstance(settings.codebook, str) else settings.codebook.entries
+    moreg = None if settings.moreg is None else asdict(settings.moreg)
+    return {**options, "codebook": codebook, "guard": settings.guard, "moreg": moreg}

@@ -10,7 +10,15 @@ from torch import Tensor, nn
 from toy_dit import noise, sample, toy
 
 from adacache import AdaCacheConfig, FixedSchedule, MoRegConfig, adaptive_cache
-from adacache.calibrate import Slot, best_steps, growth_of_errors, guard_for, simulate
+from adacache.calibrate import (
+    Simulation,
+    Slot,
+    best_steps,
+    codebook_for,
+    growth_of_errors,
+    guard_for,
+    simulate,
+)
 from adacache.recording import Recording, recorded
 
 PROBE = ("block.attn",)
@@ -176,6 +184,30 @@ def test_the_guard_for_a_number_of_steps():
     assert guard_for(recording, 24, config) == 1e-4
     with pytest.raises(ValueError, match="3 computed steps; allowed: 5 or more"):
         guard_for(recording, 3, config)
+
+
+def test_thresholds_and_rates_for_a_number_of_steps():
+    recording, growth = record(two_videos()), torch.ones(STEPS)
+    config = AdaCacheConfig(probes=PROBE, codebook=[(0.02, 6), (0.05, 3), (1.0, 1)], forecast=2)
+
+    def found_with(entries) -> Simulation:
+        return simulate(recording, replace(config, codebook=entries))
+
+    def error(found: Simulation) -> float:
+        return found.squared_error(growth).log().mean().item()
+
+    entries = codebook_for(recording, 12, config, growth).entries
+    found, factor = found_with(entries), entries[-1][0]
+    assert found.computed.double().mean() <= 12
+    assert found_with([(t / 1.05, rate) for t, rate in entries]).computed.double().mean() > 12
+    assert [threshold / factor for threshold, _ in entries] == pytest.approx([0.02, 0.05, 1.0])
+    for most in (3, 6):  # either limit of the rates, by the smallest factor that does
+        tried = ([(t * by / 100, min(rate, most)) for t, rate in ((0.02, 6), (0.05, 3), (1.0, 1))]
+                 for by in range(20, 1000, 5))
+        enough = next(f for f in map(found_with, tried) if f.computed.double().mean() <= 12)
+        assert error(found) <= error(enough) + 0.2
+    with pytest.raises(ValueError, match="3 computed steps; allowed: more, as the rates"):
+        codebook_for(recording, 3, config, growth)
 
 
 def test_errors_that_matter_more_are_avoided_first():

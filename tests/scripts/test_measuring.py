@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 import opensora.models  # noqa: F401  registers the text encoder
-from adacache import AdaCacheConfig, Signature
+from adacache import AdaCacheConfig, FixedSchedule, MoRegConfig, Signature
 from opensora.datasets.shapes import held_out_prompts
 from opensora.datasets.video_io import read_image, read_video, save_sample
 from opensora.registry import MODELS, build_module
@@ -238,3 +238,53 @@ def test_computed_steps_for_a_speed_and_a_guarded_profile_by_hand(script, tmp_pa
     (tmp_path / "p.json").write_text(json.dumps(written))
     read = script("cache_choice").read_profile(str(tmp_path / "p.json"))
     assert read == replace(settings, signature=outcome.signature)
+
+
+def test_a_profile_of_a_codebook_holds_thresholds_rates_and_motion(script, tmp_path):
+    settings = AdaCacheConfig(probes=["a.attn"], codebook=[(0.1, 3), (1.0, 1)], forecast=2,
+                              moreg=MoRegConfig(scale=0.14, power=1))
+    options = script("recorded_prompts").as_options(settings)
+    (tmp_path / "p.json").write_text(json.dumps({"settings": options}))
+    assert script("cache_choice").read_profile(str(tmp_path / "p.json")) == settings
+
+
+class Tried:
+    """Instead of runs: settings are as fast as a table says."""
+
+    def __init__(self, outcome, speeds: dict) -> None:
+        self.outcome, self.speeds, self.seen = outcome, speeds, []
+
+    def of(self, opened):
+        (settings,) = opened.args
+        self.seen.append(settings.codebook if settings.schedule is None else settings.schedule.steps)
+        psnr, speed = self.speeds[self.seen[-1]]
+        return self.outcome(np.array([psnr]), np.array([10.0]), speed)
+
+
+def test_each_kind_of_settings_has_its_own_number_of_steps(script):
+    """The guard is too slow at first; one step fewer, and it beats the steps that were fast enough before."""
+    calibrate, outcome = script("calibrate"), script("trials").Outcome
+
+    def choices(steps: tuple[int, ...], codebook: str):
+        return [(AdaCacheConfig(schedule=FixedSchedule(steps, 30)), 40.0),
+                (AdaCacheConfig(codebook=codebook), 40.0)]
+
+    rounds = [choices((0, 1, 2), "slow"), choices((0, 1), "fast"), choices((0,), "published-fast")]
+    target = SimpleNamespace(choices=lambda known: iter(rounds), met_by=calibrate.Target(2.5, True).met_by,
+                             worth=calibrate.Target(2.5, True).worth)
+    trials = Tried(outcome, {(0, 1, 2): (38.0, 2.6), "slow": (43.0, 2.4), "fast": (40.0, 2.7)})
+    best = calibrate.best_found(target, None, trials)
+    assert best.settings.codebook == "fast" and best.settings.schedule is None
+    assert trials.seen == [(0, 1, 2), "slow", "fast"]
+    nothing = Tried(outcome, {key: (20.0, 1.0) for key in [(0, 1, 2), (0, 1), (0,), "slow", "fast",
+                                                           "published-fast"]})
+    assert calibrate.best_found(target, None, nothing) is None
+
+
+def test_for_a_quality_the_fewest_steps_are_best_for_a_speed_the_best_quality(script):
+    calibrate, outcome = script("calibrate"), script("trials").Outcome
+    better, faster = (
+        calibrate.Found(AdaCacheConfig(), 40.0, outcome(np.array([psnr]), np.array([steps]), 2.0))
+        for psnr, steps in ((45.0, 12.0), (41.0, 10.0)))
+    assert max((better, faster), key=calibrate.Target(1.5, True).worth) is better
+    assert max((better, faster), key=calibrate.Target(40.0, False).worth) is faster
