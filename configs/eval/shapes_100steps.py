@@ -20,20 +20,22 @@ def uniform(steps):
 
 methods = {
     "no cache": dict(),
-    "fewer steps, 21": dict(steps=21),
-    "uniform reuse, 20": dict(adacache=uniform(20)),
+    "fewer steps, 21": dict(steps=21, against="AdaCache calibrated, 4.7x"),
+    "uniform reuse, 20": dict(adacache=uniform(20), against="AdaCache calibrated, 4.7x"),
     "AdaCache as published, fast": dict(adacache=adaptive("published-fast")),
     "AdaCache as published, fast + MoReg": dict(
         adacache=adaptive("published-fast", moreg=dict()), against="AdaCache as published, fast"),
     "AdaCache, fast": dict(adacache=adaptive("fast"), against="AdaCache as published, fast"),
-    **{f"AdaCache calibrated, {speed}x": dict(adacache=f"{profiles}_{speed}x.json")
+    # against uncached: of adherence, in table.csv and results.json
+    **{f"AdaCache calibrated, {speed}x": dict(adacache=f"{profiles}_{speed}x.json", against="no cache")
        for speed in ("3", "4.7", "5")},
     "AdaCache, 19 steps by hand": dict(
         adacache=dict(schedule=dense, probes=["temporal_blocks.2.attn"], forecast=2),
         against="AdaCache calibrated, 4.7x"),
     **{f"{name}, 4.7x": dict(rival=f"{rivals}/{file}_4.7x.json", against="AdaCache calibrated, 4.7x")
        for name, file in (("TeaCache", "teacache"), ("FirstBlockCache", "first_block_cache"))},
-    **{f"{name}, fastest found": dict(rival=f"{rivals}/{file}_4.7x.json")
+    **{f"{name}, fastest found": dict(rival=f"{rivals}/{file}_4.7x.json",
+                                     against="AdaCache calibrated, 3x")
        for name, file in (("PAB", "pab"), ("T-GATE", "tgate"), ("Delta-DiT", "delta_dit"))},
     "offline schedule, 4.7x": dict(adacache=f"{rivals}/offline_schedule_4.7x.json",
                                    against="AdaCache calibrated, 4.7x"),
