@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cache
 
@@ -28,6 +27,7 @@ from adacache.session import Session
 from adacache.trace import Trace
 
 TINY = 1e-30
+LARGEST = 100.0  # factor of thresholds
 
 
 @dataclass(frozen=True)
@@ -227,14 +227,14 @@ def codebook_for(recording: Recording, count: float, config: AdaCacheConfig, gro
         return replace(config, guard=None, codebook=Codebook(
             (threshold * factor, min(rate, most)) for threshold, rate in given.entries))
 
-    found = []
-    for most in sorted({rate for _, rate in given.entries} - {1}):
-        with suppress(ValueError):
-            factor = smallest(lambda by, most=most: computed_steps(recording, scaled(by, most)), count,
-                              1e-2, 1e2)
-            found.append(scaled(factor, most))
-    if not found:
-        raise ValueError(f"{count:g} computed steps; allowed: more, as the rates of the codebook have it")
+    most_rates = sorted({rate for _, rate in given.entries})
+    fewest = {most: computed_steps(recording, scaled(LARGEST, most)) for most in most_rates}
+    if min(fewest.values()) > count:
+        raise ValueError(f"{count:g} computed steps; allowed: {min(fewest.values()):g} or more, as the "
+                         "codebook has it")
+    found = [scaled(smallest(lambda by, most=most: computed_steps(recording, scaled(by, most)), count,
+                             1 / LARGEST, LARGEST), most)
+             for most in most_rates if fewest[most] <= count]
 
     def loss(settings: AdaCacheConfig) -> float:
         return simulate(recording, settings).squared_error(growth).clamp(min=TINY).log().mean().item()

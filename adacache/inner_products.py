@@ -1,6 +1,6 @@
 """What a forecast is fitted to: inner products of the last change and of the differences it is foretold by.
 
-They are sums over tokens: ranks that have some tokens each add theirs up, and that is all they exchange.
+They are sums over tokens: ranks that have some tokens each add theirs up.
 
 Legend: b rows, v videos with p rows each (with guidance 2, the conditional one first), m - 1 differences,
 k sums, c results of guidance, T frames, S patches per frame, C channels.
@@ -30,8 +30,8 @@ class Layout:
     guidance, the squared norms of what the forecast missed and of the new residual.  Of p rows and m - 1
     differences that is k = p m (m + 1) / 2 + 2 numbers for each video.
     wanted: places among all inner products, [p, m + 1, p, m + 1] flattened.  own: for [p, m, m] the number in
-    `wanted`.  guided: what guidance makes of p rows, [c, p].  change: that tensor among all m + 1, [m + 1].
-    truth: the new residual after guidance, by all tensors of all rows, [c, p (m + 1)].
+    `wanted`.  guided: what guidance makes of p rows, [c, p].  change: 1 for the change, 0 for the others,
+    [m + 1].  truth: the new residual after guidance, by all tensors of all rows, [c, p (m + 1)].
     """
 
     wanted: Tensor
@@ -50,8 +50,8 @@ class Layout:
         own = [[[place[row, min(i, j), max(i, j)] for j in range(tensors)] for i in range(tensors)]
                for row in range(rows)]
         wanted = [((row * size + i) * rows + row) * size + j for row, i, j in pairs]
-        guided, (change, *_, new) = guidance(rows), torch.eye(size, dtype=torch.float32)
-        truth = (guided[:, :, None] * new).flatten(1)
+        guided, one_hot = guidance(rows), torch.eye(size, dtype=torch.float32)
+        change, truth = one_hot[0], (guided[:, :, None] * one_hot[-1]).flatten(1)
         return cls(on_device(torch.tensor(wanted), device), on_device(torch.tensor(own), sums_device),
                    *(on_device(x, device) for x in (guided, change, truth)))
 
@@ -89,8 +89,7 @@ def inner_products(tensors: Sequence[Tensor], videos: int) -> Tensor:
     at_once = max(1, AT_ONCE // (b // videos * len(tensors) * C))  # the same whoever else is due
     autocasts = torch.amp.is_autocast_available(kind)
     with torch.autocast(kind, enabled=False) if autocasts else nullcontext():
-        pieces = zip(*(x.split(at_once, dim=1) for x in tensors),
-                     strict=True)
+        pieces = zip(*(x.split(at_once, dim=1) for x in tensors), strict=True)
         # [(p v), m, tokens, C] -> [v, (p m), (tokens C)]
         matrices = (torch.stack(piece, dim=1).float().unflatten(0, (-1, videos)).transpose(0, 1)
                     .flatten(3).flatten(1, 2) for piece in pieces)

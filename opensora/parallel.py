@@ -46,6 +46,7 @@ def process_group(launcher: str = "torch") -> Iterator[None]:
     if launcher == "colossalai":
         import colossalai
 
+        # version 0.5.0 takes its accelerator's own backend instead, nccl alone on GPUs, and torch's timeout
         colossalai.launch_from_torch(backend=backend, verbose=False)
     else:
         dist.init_process_group(backend, timeout=TIMEOUT)
@@ -101,7 +102,7 @@ class Mesh:
 
         Raises ValueError for sizes that do not divide the number of processes.
         """
-        dp, cfg, sp = mesh_shape(sp_size, cfg_size, world_size(), int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
+        dp, cfg, sp = asked_shape(sp_size, cfg_size)
         if cfg * sp == 1:
             return cls(dp, rank())
         # sp is innermost, for it sends most: its ranks are neighbours, on one node where they fit
@@ -118,6 +119,11 @@ class Mesh:
 
 
 ALONE = Mesh()
+
+
+def asked_shape(sp_size: int | None, cfg_size: int) -> tuple[int, int, int]:
+    """(dp, cfg, sp) of this run, as this process sees it; see `Mesh.of`."""
+    return mesh_shape(sp_size, cfg_size, world_size(), int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
 
 
 def mesh_shape(sp_size: int | None, cfg_size: int, world: int, local: int) -> tuple[int, int, int]:
@@ -185,11 +191,3 @@ def shared_out(work: Callable[[slice], Tensor], lengths: Sequence[int], dim: int
     done = work(parts[own] if sizes[own] else slice(1)).narrow(dim, 0, sizes[own])
     return gathered(done, dim, sizes, group)
 
-
-def said_by_first(value: Any, group: ProcessGroup | None) -> Any:
-    """What the first rank of a group passes, on all of them."""
-    if group is None:
-        return value
-    said = [value]
-    dist.broadcast_object_list(said, group=group, group_src=0)
-    return said[0]

@@ -13,7 +13,7 @@ import json
 import os
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from datetime import timedelta
@@ -26,6 +26,7 @@ from opensora.parallel import rank, world_size
 
 INTERVAL = 0.5   # seconds between answers
 SILENCE = 120.0  # seconds after which a process that does not answer counts as dead
+PATIENCE = 60.0  # seconds after which a process that waits for a lost one, and so does not look, is left
 UNSHARED = SILENCE + 30  # seconds after which a failure that others do not share is theirs who had it
 
 
@@ -49,14 +50,16 @@ class Answer:
 
 
 class RollCall:
-    """`with RollCall.of_this_run() as roll_call:` around the work of a process.
+    """`with RollCall.of_this_run(leave) as roll_call:` around the work of a process.
 
     store: None for a process alone.  own: this rank.  silence: seconds after which another is lost.
+    leave: called with what is known of a lost process, from another thread, where nobody here asks for
+    PATIENCE seconds, as in a collective that waits for it; it has to end the process.
     """
 
     def __init__(self, store: dist.Store | None = None, own: int = 0, ranks: int = 1,
-                 silence: float = SILENCE) -> None:
-        self.store, self.silence = store, silence
+                 silence: float = SILENCE, leave: Callable[[str], object] = lambda why: None) -> None:
+        self.store, self.silence, self.leave = store, silence, leave
         self.listened_to = [r for r in range(ranks) if r != own] if own == 0 else [0]
         self.own, self.answer, self.count = own, Answer(), 0
         self.heard: dict[int, Answer] = {}
@@ -66,8 +69,8 @@ class RollCall:
         self.thread = threading.Thread(target=self._answer_until_left, name="roll call", daemon=True)
 
     @classmethod
-    def of_this_run(cls) -> RollCall:
-        return cls(torchrun_store(), rank(), world_size())
+    def of_this_run(cls, leave: Callable[[str], object]) -> RollCall:
+        return cls(torchrun_store(), rank(), world_size(), leave=leave)
 
     def __enter__(self) -> RollCall:
         self.heard_at = dict.fromkeys(self.listened_to, time.monotonic())
@@ -135,12 +138,14 @@ class RollCall:
 
     def _answer_until_left(self) -> None:
         try:
-            while not self.leaving.is_set():
+            while not self.leaving.is_set() and self.lost is None:
                 self._speak()
                 self._listen()
                 self.leaving.wait(INTERVAL)
         except dist.DistError as error:  # the node that keeps the store is gone, and rank 0 with it
             self.lost = f"the store of torchrun does not answer ({type(error).__name__})"
+        if self.lost is not None and not self.leaving.wait(PATIENCE):
+            self.leave(self.lost)
 
     def _speak(self) -> None:
         self.count += 1

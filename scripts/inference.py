@@ -10,9 +10,9 @@ import signal
 import sys
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from cache_choice import ALLOWED, take_cache_config
@@ -25,25 +25,26 @@ from sample_maker import make_samples
 
 from adacache import AdaCacheConfig
 from opensora.agreement import read_alike
-from opensora.parallel import Mesh, check_launcher, of_all_processes, process_group, rank
+from opensora.parallel import Mesh, asked_shape, check_launcher, of_all_processes, process_group, rank
 from opensora.roll_call import RankLost, RollCall
 from opensora.utils.command_line import OneLineParser, inference_parser, overrides
 from opensora.utils.config import flattened, read_config
 from opensora.utils.failure_list import FailureList
 from opensora.utils.inference_config import InferenceConfig
 from opensora.utils.sample_record import is_finished
-from opensora.utils.sample_request import SampleRequest, check_references, plan_samples
+from opensora.utils.sample_request import SampleRequest, bad_references, plan_samples
 from opensora.utils.whole_file import sweep_partials
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What a command line asks for."""
+    """What a command line asks for.  refused: samples that cannot be made, by file, and why."""
 
     path: str
     config: InferenceConfig
     cache: AdaCacheConfig | None
     requests: list[SampleRequest]
+    refused: Mapping[Path, Exception]
 
     def must_make(self, request: SampleRequest) -> bool:
         return self.config.overwrite or not is_finished(request.file)
@@ -51,7 +52,9 @@ class Plan:
     def describe(self) -> dict[str, str]:
         """All that has to be the same on every rank, by config key."""
         samples = {f"sample {request.file.name}": repr(request) for request in self.requests}
-        return {**flattened(asdict(self.config)), "adacache": repr(self.cache), **samples,
+        refused = {f"reference of {file.name}": str(error) for file, error in self.refused.items()}
+        return {**flattened(asdict(self.config)), "adacache": repr(self.cache), **samples, **refused,
+                "ranks along dp, cfg and sp": str(asked_shape(self.config.sp_size, self.config.cfg_size)),
                 "device": self.config.torch_device.type, "torch": torch.__version__}
 
 
@@ -71,14 +74,17 @@ def run(argv: list[str] | None) -> int:
     missing = tidy_and_list_missing(plan)
     own = missing[mesh.dp_rank :: mesh.dp_size]  # each process knows its share without asking
     try:
-        with open_rank_log(plan.config.save_dir), RollCall.of_this_run() as roll_call:
-            report = RunReport(plan.config, roll_call, len(missing), len(plan.requests) - len(missing))
+        with open_rank_log(plan.config.save_dir), RollCall.of_this_run(leave_lost) as roll_call:
+            refused = [request for request in plan.requests if request.file in plan.refused]
+            existing = len(plan.requests) - len(missing) - len(refused)
+            report = RunReport(plan.config, roll_call, len(missing) + len(refused), existing)
+            for request in refused if rank() == 0 else ():
+                report.failed(request, plan.refused[request.file])
             if own:
                 make_samples(own, plan.config, plan.cache, plan.path, report, mesh)
             return report.finish()
     except RankLost as error:
-        print(f"error: {error}; finished videos are kept", file=sys.stderr, flush=True)
-        leave_at_once(1)
+        leave_lost(str(error))
     except BAD_INPUT as error:
         if rank() > 0:  # rank 0's is said at the end
             print(f"error on rank {rank()}: {one_line(error)}", file=sys.stderr)
@@ -108,28 +114,36 @@ def read_plan(argv: list[str] | None) -> Plan:
     cache = take_cache_config(values, choice)
     config = InferenceConfig.from_dict(values, args["config"])
     set_up_logging(config.verbose)
-    plan = Plan(args["config"], config, cache, plan_samples(config))
-    check_references([request for request in plan.requests if plan.must_make(request)], config)
-    return plan
+    plan = Plan(args["config"], config, cache, plan_samples(config), {})
+    asked = [request for request in plan.requests if plan.must_make(request)]
+    return replace(plan, refused=bad_references(asked, config))
 
 
 def tidy_and_list_missing(plan: Plan) -> list[SampleRequest]:
-    """What is to be made, the same list on every rank; what an earlier run left half done is cleared."""
-    folder = Path(plan.config.save_dir)
+    """What is to be made, the same list on every rank; what an earlier run left half done is cleared.
+
+    What failed before comes last: a sample that ends the run, as one for which a single rank has too little
+    memory, then keeps no other from being made.
+    """
+    folder, failures = Path(plan.config.save_dir), FailureList(plan.config.save_dir, rank())
     sweep_partials(folder, {request.file.with_suffix(suffix).name for request in plan.requests
                             for suffix in (request.file.suffix, ".json")})
     if rank() == 0:
-        FailureList(folder, rank()).merge(final=True)
+        failures.merge(final=True)
     # a sample that only one node's disk has is finished, too
-    kept = of_all_processes([request.file for request in plan.requests if not plan.must_make(request)])
-    return [request for request in plan.requests if request.file not in set(kept)]
+    kept = set(of_all_processes([request.file for request in plan.requests if not plan.must_make(request)]))
+    failed = set(of_all_processes(failures.names() if rank() == 0 else []))
+    missing = [request for request in plan.requests if request.file not in kept | plan.refused.keys()]
+    return sorted(missing, key=lambda request: request.file.name in failed)  # otherwise as they were
 
 
-def leave_at_once(status: int) -> None:
-    """Where others wait in a collective: leaving their process group properly could wait for them, too."""
+def leave_lost(why: str) -> NoReturn:
+    """Where others are lost, or wait in a collective: leaving the process group properly could wait for them,
+    too."""
+    print(f"error: {why}; finished videos are kept", file=sys.stderr, flush=True)
     logging.shutdown()
     sys.stdout.flush()
-    os._exit(status)
+    os._exit(1)
 
 
 def read_values(args: Mapping[str, Any]) -> dict[str, Any]:

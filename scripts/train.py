@@ -20,7 +20,7 @@ from opensora.parallel import rank, training_device, world_size
 from opensora.registry import DATASETS, MODELS, build_module
 from opensora.schedulers.rf.rectified_flow import RectifiedFlow
 from opensora.training.diffusion_objective import DiffusionObjective, LatentBatches, Stage
-from opensora.training.loop import LoopConfig, TrainingRun
+from opensora.training.loop import LoopConfig, TrainingRun, batches_per_step
 from opensora.training.video_batches import VideoBatches
 from opensora.utils.config import check_keys
 from opensora.utils.weights import save_weights
@@ -51,7 +51,7 @@ def train(config: Config) -> None:
     model = build_module(config.model, MODELS, caption_channels=text_encoder.output_dim,
                          model_max_length=text_encoder.model_max_length).to(device).train()
     objective = DiffusionObjective(model, text_encoder, RectifiedFlow(**config.flow), **config.objective)
-    batches = build_batches(config, text_encoder, device, loop.batches_per_step)
+    batches = build_batches(config, text_encoder, device, batches_per_step(loop, config.out))
     run = TrainingRun(objective, objective, batches, loop, config.out)
     averaged = run.run(lambda row: logging.info("  ".join(f"{k} {v:.4g}" for k, v in row.items())))
     if rank() == 0:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from opensora.parallel import rank, world_size
+from opensora.parallel import of_all_processes, rank, world_size
 from opensora.training.checkpoint import newest_checkpoint, read_checkpoint, write_checkpoint
 from opensora.training.curve import LossCurve
 from opensora.training.optimizers import build_optimizers, learning_rate_factor
@@ -31,9 +31,11 @@ BatchAt = Callable[[int], Any]                  # index -> batch; step s takes n
 class LoopConfig:
     """How to train.  lr falls linearly to zero over the last `decay_fraction` of `steps`.
 
-    batches: n, of a step, over all ranks together; None: one per rank.  With the number of an earlier run,
-    another number of ranks goes on as it would have.  shard: split weights, and all that belongs to them,
-    over the ranks; such a run, when stopped, goes on from the last `ckpt_every`.
+    batches: n, of a step, over all ranks together; None: as many as the folder's run had, or one per rank.
+    So another number of ranks goes on as that would have; where it does not divide n, some ranks have less to
+    do than others, and with fewer batches than ranks nothing.  shard: split weights, and all that belongs to
+    them, over the ranks, whose number then divides n; such a run, when stopped, goes on from the last
+    `ckpt_every`.
     """
 
     steps: int
@@ -56,16 +58,31 @@ class LoopConfig:
             raise ValueError(f"dtype={self.dtype!r}; allowed: bf16, fp32")
         if self.steps < 1:
             raise ValueError(f"steps={self.steps}; allowed: 1 or more")
-        if self.batches_per_step < 1 or self.batches_per_step % world_size():
-            raise ValueError(f"batches={self.batches} on {world_size()} ranks; allowed: multiples of "
-                             f"{world_size()}")
+        if self.batches is not None and self.batches < 1:
+            raise ValueError(f"batches={self.batches}; allowed: 1 or more, or None")
         if self.shard and self.muon_lr is not None:
             raise ValueError(f"muon_lr={self.muon_lr} with shard=True; allowed: None, as Muon needs whole "
                              "matrices")
 
-    @property
-    def batches_per_step(self) -> int:
-        return world_size() if self.batches is None else self.batches
+
+def batches_per_step(config: LoopConfig, folder: str | Path) -> int:
+    """n, of the run in `folder`.  Every process has to ask; raises ValueError as `newest_of_all`."""
+    if config.batches is not None:
+        return config.batches
+    if (path := newest_of_all(Path(folder))) is None:
+        return world_size()
+    read_checkpoint(path, state := {"loop": {"step": 0, "batches": 0}})
+    return state["loop"]["batches"]
+
+
+def newest_of_all(folder: Path) -> Path | None:
+    """The checkpoint to go on from.  Raises ValueError where not all processes see the same."""
+    path = newest_checkpoint(folder)
+    seen = of_all_processes([path.name if path else "none"])
+    if len(set(seen)) > 1:
+        raise ValueError(f"{str(folder)!r} has the checkpoints {', '.join(seen)}, rank by rank; allowed: a "
+                         "folder that all ranks share")
+    return path
 
 
 class TrainingRun:
@@ -73,7 +90,8 @@ class TrainingRun:
 
     Random numbers and batch depend on the seed and the batch's index alone, so a run that was stopped and
     resumed ends with the weights of one that was not.
-    Raises ValueError where the folder's checkpoint is of another number of batches per step.
+    Raises ValueError where the folder's checkpoint is of another number of batches per step, or not the same
+    on all ranks.
     """
 
     def __init__(self, module: nn.Module, objective: Objective, batch_at: BatchAt, config: LoopConfig,
@@ -93,25 +111,30 @@ class TrainingRun:
         self.optimizers = build_optimizers(module, config.lr, config.weight_decay, muon_lr=config.muon_lr)
         self.parameters = [p for o in self.optimizers for g in o.param_groups for p in g["params"]]
         self.step = self.saved = 0
+        self.batches = batches_per_step(config, self.folder)
         self.between_steps = True  # False while weights change
         self.resume()
 
     def resume(self) -> None:
-        path = newest_checkpoint(self.folder)
+        path = newest_of_all(self.folder)
         if path is not None:
             read_checkpoint(path, state := self._state())
             set_state_dict(self.module, self.optimizers, model_state_dict=state["module"],
                            optim_state_dict=state["optimizers"])
             self.ema.load_state_dict(state["ema"])
             self.step = self.saved = state["loop"]["step"]
-            batches = state["loop"]["batches"]
-            if batches != self.config.batches_per_step:
-                raise ValueError(f"batches={self.config.batches_per_step}, but {batches} when {str(path)!r} "
-                                 f"was written; allowed: batches={batches}")
+            if (batches := state["loop"]["batches"]) != self.batches:
+                raise ValueError(f"batches={self.batches}, but {batches} when {str(path)!r} was written; "
+                                 f"allowed: {batches}, None")
         elif (path := self.folder / "checkpoint.pt").exists():
             self._resume_earlier_format(path)
+        if self.sharded and self.batches % self.world_size:
+            raise ValueError(f"batches={self.batches} on {self.world_size} ranks with shard=True; allowed: "
+                             f"multiples of {self.world_size}")
         if self.step:
             logger.info("resumed %s at step %d", path, self.step)
+        if self.batches < self.world_size:
+            logger.warning("batches=%d on %d ranks: some have nothing to do", self.batches, self.world_size)
 
     def save(self) -> None:
         """Once for a step.  Where the model is sharded, all ranks have to call this together."""
@@ -123,7 +146,7 @@ class TrainingRun:
     def _state(self) -> dict[str, Any]:
         module, optimizers = get_state_dict(self.module, self.optimizers)
         return {"module": module, "optimizers": optimizers, "ema": self.ema.state_dict(),
-                "loop": {"step": self.step, "batches": self.config.batches_per_step}}
+                "loop": {"step": self.step, "batches": self.batches}}
 
     def _resume_earlier_format(self, path: Path) -> None:
         """One file, which runs before `checkpoint-STEP/` wrote."""
@@ -189,23 +212,23 @@ class TrainingRun:
         return losses
 
     def _accumulate_gradients(self) -> dict[str, Tensor]:
-        """Of this step's batches, their mean over all ranks; the losses are this rank's."""
-        first, per_step = self.step * self.config.batches_per_step, self.config.batches_per_step
-        own = range(first + self.rank, first + per_step, self.world_size)
+        """Of this step's batches, their mean over all ranks; the losses are this rank's, if it has any."""
+        first = self.step * self.batches
+        own = range(first + self.rank, first + self.batches, self.world_size)
         rows = []
         for index in own:
             torch.manual_seed(self.config.seed + 1_000_003 * index)
             batch = self.batch_at(index)
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.dtype == "bf16"):
                 losses = self.objective(batch)
-            (losses["loss"] / len(own)).backward()
+            (losses["loss"] / (self.batches / self.world_size)).backward()  # the ranks' mean comes after it
             rows.append({name: value.detach() for name, value in losses.items()})
         for parameter in self.parameters:
             if parameter.grad is None:  # no batch of this rank used it, perhaps one of another
                 parameter.grad = torch.zeros_like(parameter)
         if self.world_size > 1 and not self.sharded:  # else each unit averaged its own on the way back
             self._average_gradients()
-        return {name: torch.stack([row[name] for row in rows]).mean(0) for name in rows[0]}
+        return {name: torch.stack([row[name] for row in rows]).mean(0) for name in (rows[0] if rows else ())}
 
     def _average_gradients(self) -> None:
         """Mean over ranks, as one message."""

@@ -2,7 +2,6 @@
 from __future__ import annotations
 
 from torch import Tensor, nn
-from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
 
@@ -13,6 +12,8 @@ def shard(module: nn.Module) -> None:
     """
     if not hasattr(module, "units"):
         raise ValueError(f"shard=True for {type(module).__name__}, which has no units(); allowed: False")
+    from torch.distributed.fsdp import fully_shard  # since torch 2.6; all else runs on 2.5, too
+
     for unit in module.units():
         fully_shard(unit)
     fully_shard(module)

@@ -32,6 +32,10 @@ class FailureList:
         with (self.folder / f".failed.{self.rank}.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps(entry) + "\n")
 
+    def names(self) -> list[str]:
+        """Of the files of all samples in the list."""
+        return [entry["file"] for entry in _entries(self.file)]
+
     def merge(self, final: bool = False) -> None:
         """On rank 0: make the list tell the present state; without entries there is no file.
 

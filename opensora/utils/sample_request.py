@@ -75,20 +75,32 @@ def plan_samples(config: InferenceConfig) -> list[SampleRequest]:
     return list(requests.values())
 
 
-def check_references(requests: list[SampleRequest], config: InferenceConfig) -> None:
+def bad_references(requests: list[SampleRequest], config: InferenceConfig) -> dict[Path, Exception]:
     """Read every reference once, so that a bad one is found before anything is made.
 
-    Raises ValueError or FileNotFoundError for one that is missing, unreadable, empty, or too short for the
-    mask strategy.
+    Returns: file of a sample -> why its reference cannot be used: it is missing, unreadable, empty, or too
+    short for the mask strategy.  Raises that error where no sample can be made.
     """
     lengths: dict[str, list[int]] = {}
+    bad: dict[Path, Exception] = {}
     for request in requests:
-        path = request.reference_path
-        if path not in lengths:
-            lengths[path] = [config.latent_frames(x.shape[1]) for x in read_references(path, (16, 16))]
-        for _, index, ref_start, *_ in parse_mask_strategy(request.mask_strategy):
-            if index < len(lengths[path]):  # later ones are clips made on the way
-                check_start("ref_start", ref_start, lengths[path][index], request.mask_strategy)
+        try:
+            _check_reference(request, config, lengths)
+        except (ValueError, OSError) as error:
+            bad[request.file] = error
+    if bad and len(bad) == len(requests):
+        raise next(iter(bad.values()))
+    return bad
+
+
+def _check_reference(request: SampleRequest, config: InferenceConfig, lengths: dict[str, list[int]]) -> None:
+    """lengths: of the references that were read already, in latent frames."""
+    path = request.reference_path
+    if path not in lengths:
+        lengths[path] = [config.latent_frames(x.shape[1]) for x in read_references(path, (16, 16))]
+    for _, index, ref_start, *_ in parse_mask_strategy(request.mask_strategy):
+        if index < len(lengths[path]):  # later ones are clips made on the way
+            check_start("ref_start", ref_start, lengths[path][index], request.mask_strategy)
 
 
 def _prompts(config: InferenceConfig) -> tuple[list[str], int]:

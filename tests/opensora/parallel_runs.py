@@ -19,7 +19,7 @@ from torchrun import counted, save_results  # noqa: E402
 from adacache import AdaCacheConfig, FixedSchedule, MoRegConfig, Ranks, adaptive_cache  # noqa: E402
 from opensora.models.stdit.stdit3 import STDiT3, STDiT3Config  # noqa: E402
 from opensora.models.vae.vae import OpenSoraVAE  # noqa: E402
-from opensora.parallel import ALONE, Mesh, process_group, rank, said_by_first, world_size  # noqa: E402
+from opensora.parallel import ALONE, Mesh, process_group  # noqa: E402
 from opensora.schedulers.rf import RFLOW  # noqa: E402
 
 STEPS, VIDEOS, WIDTH, BLOCKS = 12, 2, 48, 4
@@ -122,7 +122,6 @@ def main(folder: Path) -> None:
         meshes = {"sp": Mesh.of(None, 1), "cfg": Mesh.of(None, 2), "dp": Mesh.of(1, 1), "half": Mesh.of(1, 2)}
         found: dict[str, Any] = {name: results(meshes[name]) for name in ("sp", "cfg")}
         found["places"] = {name: (mesh.dp_size, mesh.dp_rank, mesh.is_first) for name, mesh in meshes.items()}
-        found["said"] = said_by_first(f"by rank {rank()} of {world_size()}", meshes["sp"].video)
         save_results(found, folder)
 
 

@@ -56,6 +56,20 @@ def test_a_rank_that_does_not_answer_is_lost(ranks):
         list(first.until_all_are_done())
 
 
+def test_who_waits_for_a_lost_rank_and_does_not_look_is_left(monkeypatch):
+    """As in a collective: the thread of the roll call ends the process."""
+    monkeypatch.setattr(roll_call, "PATIENCE", 0.1)
+    store, left = dist.HashStore(), []
+    with RollCall(store, 0, 2, 0.2, left.append):
+        time.sleep(0.8)
+    assert left == ["rank 1 did not answer for 0 s"]
+    with RollCall(store, 0, 2, 0.2, left.append) as looks, pytest.raises(RankLost):
+        while True:
+            time.sleep(0.02)
+            looks.check()
+    assert len(left) == 1
+
+
 def test_a_rank_that_stops_says_why_and_all_others_hear_it():
     store = dist.HashStore()
     calls = [RollCall(store, own, 3) for own in range(3)]

@@ -180,16 +180,28 @@ def test_shardformer_shares_the_encoder_among_the_ranks_of_a_video(folder, monke
         def __init__(self, shard_config: dict) -> None:
             asked.update(shard_config)
 
-        def optimize(self, model):
+        def optimize(self, model, policy):
+            (mlp,) = policy.module_policy().values()
+            asked["replaced"] = [part.suffix for part in mlp.sub_module_replacement]
             return model, None
 
+    class T5EncoderPolicy:
+        """As that of version 0.5.0, with its slip."""
+
+        def module_policy(self) -> dict:
+            parts = [SimpleNamespace(suffix=name) for name in ("wi_0 ", "wi_1", "wo")]
+            return {"T5DenseGatedActDense": SimpleNamespace(sub_module_replacement=parts)}
+
     stand_in = SimpleNamespace(ShardConfig=dict, ShardFormer=ShardFormer)
+    policies = SimpleNamespace(T5EncoderPolicy=T5EncoderPolicy)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: name == "colossalai")
     monkeypatch.setitem(sys.modules, "colossalai", SimpleNamespace(shardformer=stand_in))
     monkeypatch.setitem(sys.modules, "colossalai.shardformer", stand_in)
+    monkeypatch.setitem(sys.modules, "colossalai.shardformer.policies", SimpleNamespace(t5=policies))
+    monkeypatch.setitem(sys.modules, "colossalai.shardformer.policies.t5", policies)
     encoder = load(folder, shardformer=True, ranks=ranks)
     assert asked == {"enable_tensor_parallelism": ranks is not None, "enable_jit_fused": True,
-                     "tensor_parallel_process_group": ranks}
+                     "tensor_parallel_process_group": ranks, "replaced": ["wi_0", "wi_1", "wo"]}
     one, other = (each.encode(["a red circle"])["y"] for each in (encoder, load(folder)))
     torch.testing.assert_close(one, other)
 

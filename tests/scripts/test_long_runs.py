@@ -61,6 +61,35 @@ def wait_for(condition: Callable[[], object], seconds: float = 60) -> None:
         time.sleep(0.02)
 
 
+def test_a_bad_reference_among_many_prompts_is_recorded_and_the_run_goes_on(inference, flags, tmp_path,
+                                                                            capsys):
+    """Only where no sample is left is it bad input, and nothing is written."""
+    conditioned = [f'a red circle {{"reference_path": "{name}", "mask_strategy": "0"}}'
+                   for name in ("no.png", "neither.mp4")]
+    (tmp_path / "prompts.txt").write_text("\n".join([conditioned[0], *PROMPTS[:2], conditioned[1]]))
+    assert inference(*flags, "--verbose", "0") == 1
+    assert list(contents(tmp_path / "out")) == ["sample_0001.png", "sample_0002.png"]
+    first, second = failed(tmp_path / "out")
+    assert (first["file"], second["file"]) == ("sample_0000.png", "sample_0003.png")
+    assert first["cause"] == "FileNotFoundError: reference_path: image 'no.png' does not exist"
+    assert re.search(r"^2 videos in .*, 2 failed: ", capsys.readouterr().out, re.MULTILINE)
+    (tmp_path / "prompts.txt").write_text("\n".join(conditioned))
+    assert inference(*flags, "--save-dir", str(tmp_path / "none")) == 2
+    assert capsys.readouterr().err.count("\n") == 1 and not (tmp_path / "none").exists()
+
+
+def test_what_failed_before_is_tried_last(inference, flags, tmp_path):
+    """Else a sample that ends the run, as where one rank alone lacks memory, would end every later one."""
+    module, out = importlib.import_module("inference"), tmp_path / "out"
+    plan = module.read_plan(flags)
+    out.mkdir()
+    entries = [{"file": f"sample_{number:04d}.png", "prompt_index": number, "sample_index": 0}
+               for number in (0, 4)]
+    (out / "failed.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in entries))
+    order = [int(request.file.stem[-4:]) for request in module.tidy_and_list_missing(plan)]
+    assert order == [1, 2, 3, *range(5, 12), 0, 4]
+
+
 def test_a_killed_rank_ends_the_run_and_other_numbers_of_ranks_finish_it(inference, flags, tmp_path):
     out, log = tmp_path / "out", tmp_path / "out/logs/rank_1.log"
     (out / "sample_0003.png").mkdir(parents=True)  # in the way: this sample fails, on rank 1

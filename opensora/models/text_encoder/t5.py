@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, T5EncoderModel
@@ -173,8 +174,11 @@ def _load(
     try:
         with _NoProgressBars():
             tokenizer = AutoTokenizer.from_pretrained(source, **where)
+            # 4.56 renamed it; earlier ones stand beside colossalai (constraints/colossalai.txt)
+            version = tuple(map(int, transformers.__version__.split(".")[:2]))
+            kind = "dtype" if version >= (4, 56) else "torch_dtype"
             model, info = T5EncoderModel.from_pretrained(
-                source, dtype=dtype, output_loading_info=True, **where)
+                source, **{kind: dtype}, output_loading_info=True, **where)
     except Exception as error:  # OSError, ValueError, KeyError, and errors of safetensors and of the hub
         reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
         raise FileNotFoundError(f"{key} could not be loaded ({reason}); {allowed}") from error
@@ -191,10 +195,20 @@ def _shard(model: T5EncoderModel, ranks: ProcessGroup | None) -> nn.Module:
                          "install it or set shardformer=False")
     try:
         from colossalai.shardformer import ShardConfig, ShardFormer
+        from colossalai.shardformer.policies.t5 import T5EncoderPolicy
+
+        class Policy(T5EncoderPolicy):
+            def module_policy(self) -> dict[Any, Any]:
+                policy = super().module_policy()
+                for part in policy.values():
+                    for replaced in part.sub_module_replacement or ():
+                        # version 0.5.0 has "wi_0 " for the gated MLP of v1.1 encoders, which is no module
+                        replaced.suffix = replaced.suffix.strip()
+                return policy
 
         config = ShardConfig(enable_tensor_parallelism=ranks is not None, enable_jit_fused=True,
                              tensor_parallel_process_group=ranks)
-        return ShardFormer(shard_config=config).optimize(model)[0].requires_grad_(False)
+        return ShardFormer(shard_config=config).optimize(model, Policy())[0].requires_grad_(False)
     except Exception as error:
         reason = f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"
         raise ValueError("text_encoder.shardformer=True, but colossalai is not usable here "
