@@ -34,16 +34,17 @@ from prompt_flags import (
     chosen_prompts,
 )
 from recorded_prompts import RecordedPrompts, as_options, in_batches, open_pipeline
-from trials import Trials, say
+from trials import Outcome, Trials, say
 
 from opensora.parallel import of_all_processes, process_group, rank
 from opensora.utils.whole_file import write_whole
 
 
-def profile(found: Found, foretold_speed: float) -> dict[str, Any]:
+def profile(found: Found, known: Calibration) -> dict[str, Any]:
     settings = {**as_options(found.settings), "signature": found.outcome.signature.to_json()}
-    foretold = {"psnr": round(found.foretold, 2), "speed_up": round(foretold_speed, 3)}
-    return {"settings": settings, "foretold": foretold, "measured": found.outcome.to_json()}
+    foretold, speeds = found.foretold, known.speed_of(found.foretold.computed)
+    by_simulation = Outcome(foretold.psnr, foretold.computed, speeds).to_json()
+    return {"settings": settings, "foretold": by_simulation, "measured": found.outcome.to_json()}
 
 
 def calibrate(args: argparse.Namespace) -> int:
@@ -53,7 +54,8 @@ def calibrate(args: argparse.Namespace) -> int:
     cost = max(of_all_processes([reused_cost(pipeline, batches[0])]))  # the same decisions everywhere
     known = Calibration(RecordedPrompts.of(pipeline, batches, probes), cost, probes)
     trials = Trials(pipeline, in_batches(replace(config, seed=config.seed + 1), others, args.batch))
-    told = {"config": args.config, "sampler": dict(config.scheduler),
+    told = {"config": args.config, "sampler": dict(config.scheduler), "image_size": list(config.size),
+            "num_frames": config.clip_frames,
             "prompts": {"found_on": prompts, "measured_on": others}}
     return max([meet(target, known, trials, args.out, told) for target in targets(args)])
 
@@ -72,9 +74,8 @@ def meet(target: Target, known: Calibration, trials: Trials, out: Path, told: Ma
         say(f"no settings that were tried meet the target of {target.value:g}; nothing written")
         return 1
     file = Path(str(out).replace("{}", f"{target.value:g}"))
-    speed = known.speed_of(best.outcome.computed.mean())
     if rank() == 0:
-        write_whole(file, json.dumps({**profile(best, speed), **told}, indent=2) + "\n")
+        write_whole(file, json.dumps({**profile(best, known), **told}, indent=2) + "\n")
     say(f"{file}: {best}")
     return 0
 
@@ -101,6 +102,9 @@ def check(args: argparse.Namespace) -> None:
     for value in args.target_speedup or ():
         if not 1 < value < math.inf:
             raise ValueError(f"target_speedup={value:g}; allowed: a number above 1")
+    for value in args.target_psnr or ():
+        if not 0 < value < math.inf:
+            raise ValueError(f"target_psnr={value:g}; allowed: a number of dB above 0")
     if not args.out.parent.is_dir() or args.out.is_dir():
         raise ValueError(f"out={str(args.out)!r}; allowed: a file in a folder that is there")
     if len(targets(args)) > 1 and "{}" not in args.out.name:

@@ -5,10 +5,10 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import dropwhile, islice
 
+import numpy as np
 from cache_choice import open_cache
-from recorded_prompts import RecordedPrompts
+from recorded_prompts import Foretold, RecordedPrompts
 from trials import Outcome
 
 from adacache import AdaCacheConfig, FixedSchedule
@@ -16,22 +16,22 @@ from adacache.calibrate import best_steps, codebook_for, guard_for
 from opensora.pipeline import Pipeline
 from opensora.utils.sample_request import SampleRequest
 
-TRIES = 4  # numbers of computed steps
+TRIES = 4  # numbers of computed steps; for a quality, before they grow faster
 ORDER = 2  # of the forecast
 
-Choices = list[tuple[AdaCacheConfig, float]]  # settings, and the PSNR in dB that they are foretold
+Choices = list[tuple[AdaCacheConfig, Foretold]]
 
 
 @dataclass(frozen=True)
 class Found:
-    """Settings, and what they do to other prompts.  foretold: PSNR in dB by simulation."""
+    """Settings, what simulation foretold, and what they do to other prompts."""
 
     settings: AdaCacheConfig
-    foretold: float
+    foretold: Foretold
     outcome: Outcome
 
     def __str__(self) -> str:
-        return f"{kind_of(self.settings)}, {self.outcome} (foretold {self.foretold:.1f} dB)"
+        return f"{kind_of(self.settings)}, {self.outcome} (foretold {self.foretold.psnr.mean():.1f} dB)"
 
 
 def kind_of(settings: AdaCacheConfig) -> str:
@@ -50,7 +50,8 @@ class Calibration:
     def num_steps(self) -> int:
         return self.prompts.recording.num_steps
 
-    def speed_of(self, computed: float) -> float:
+    def speed_of(self, computed: np.ndarray) -> np.ndarray:
+        """Foretold speed-up of denoising, by numbers of computed steps."""
         return self.num_steps / (computed + (self.num_steps - computed) * self.reused_cost)
 
     def count_for(self, speed_up: float) -> int:
@@ -64,7 +65,7 @@ class Calibration:
         return min(count, steps - 1)
 
     def choices(self, count: int) -> Choices:
-        """Settings that compute so many steps, at most in the mean, and the PSNR that they are foretold."""
+        """Settings that compute so many steps, at most in the mean, and what they are foretold."""
         forecast = replace(self.probes, codebook="fast", forecast=ORDER)
         recording, growth = self.prompts.recording, self.prompts.growth
         choices = [replace(forecast, schedule=best_steps(recording, count, forecast, growth))]
@@ -99,11 +100,16 @@ class Target:
         return found.outcome.psnr.mean() if self.of_speed else -found.outcome.computed.mean()
 
     def choices(self, known: Calibration) -> Iterator[Choices]:
-        """For a speed with fewer and fewer computed steps, for a quality with more and more."""
+        """For a speed with fewer and fewer computed steps; for a quality with more and more, from as many as
+        are foretold to be enough, in strides that grow."""
         if self.of_speed:
             most = known.count_for(self.value)
             yield from (known.choices(count) for count in range(most, max(1, most - TRIES), -1))
             return
-        every = (known.choices(count) for count in range(2, known.num_steps))
-        enough = dropwhile(lambda choices: max(foretold for _, foretold in choices) < self.value, every)
-        yield from islice(enough, TRIES)
+        count, tried = 2, 0
+        while count < known.num_steps:
+            choices = known.choices(count)
+            if tried or max(foretold.psnr.mean() for _, foretold in choices) >= self.value:
+                yield choices
+                tried += 1
+            count += max(1, tried - TRIES + 1)

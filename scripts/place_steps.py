@@ -35,7 +35,7 @@ def place(args: argparse.Namespace) -> None:
         found = replace(settings, schedule=best_steps(known.recording, count, settings, known.growth))
         print(f"{count} of {known.recording.num_steps} steps, forecast {order}: "
               f"{list(found.schedule.steps)}; foretold, without what errors do to one another: "
-              f"{known.foretold(found):.1f} dB")
+              f"{known.foretold(found).psnr.mean():.1f} dB")
         if args.json:
             args.json.write_text(json.dumps(as_options(found), indent=2) + "\n")
 

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from cache_choice import MIDDLE_PROBE, for_model, open_cache, take_cache_config
 from evaluation.metrics import RANGE
@@ -49,6 +50,14 @@ def in_batches(config: InferenceConfig, prompts: Sequence[str], size: int) -> Ba
 
 
 @dataclass(frozen=True)
+class Foretold:
+    """By simulation: PSNR in dB and computed steps of each video."""
+
+    psnr: np.ndarray
+    computed: np.ndarray
+
+
+@dataclass(frozen=True)
 class RecordedPrompts:
     """growth: of errors, up to the mean squared error of the decoded video, [K]."""
 
@@ -69,10 +78,10 @@ class RecordedPrompts:
         recording = Recording.joined(of_all_processes([*first, *others]))
         return cls(recording, torch.stack(of_all_processes([growth])).log().mean(dim=0).exp())
 
-    def foretold(self, settings: AdaCacheConfig) -> float:
-        """PSNR in dB, mean over the videos."""
-        error = simulate(self.recording, settings).squared_error(self.growth)
-        return (10 * torch.log10(RANGE**2 / error.clamp(min=1e-12))).mean().item()
+    def foretold(self, settings: AdaCacheConfig) -> Foretold:
+        found = simulate(self.recording, settings)
+        psnr = 10 * torch.log10(RANGE**2 / found.squared_error(self.growth).clamp(min=1e-12))
+        return Foretold(psnr.numpy(), found.computed.numpy())
 
 
 def record(pipeline: Pipeline, requests: Sequence[SampleRequest],

@@ -8,7 +8,7 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
-from evaluation.metrics import interval, psnr
+from evaluation.metrics import interval, interval_of_median, psnr
 
 from adacache import Signature
 from opensora.parallel import of_all_processes, rank, world_size
@@ -19,13 +19,18 @@ from opensora.utils.stopwatch import Stopwatch
 
 @dataclass(frozen=True)
 class Outcome:
-    """psnr, computed: of each video, in dB and steps.  speed_up: of denoising, median over the batches.
+    """psnr, computed: of each video, in dB and steps.  speed_ups: of denoising, of each batch.
     signature: of the runs, where what was tried tells it."""
 
     psnr: np.ndarray
     computed: np.ndarray
-    speed_up: float
+    speed_ups: np.ndarray
     signature: Signature | None = None
+
+    @property
+    def speed_up(self) -> float:
+        """Median over the batches."""
+        return float(np.median(self.speed_ups))
 
     def __str__(self) -> str:
         quality = f"{self.psnr.mean():.1f} ± {interval(self.psnr):.1f} dB"
@@ -33,7 +38,8 @@ class Outcome:
 
     def to_json(self) -> dict[str, float]:
         found = {"psnr": self.psnr.mean(), "psnr_interval": interval(self.psnr),
-                 "computed_steps": self.computed.mean(), "speed_up": self.speed_up}
+                 "computed_steps": self.computed.mean(), "speed_up": self.speed_up,
+                 "speed_up_interval": interval_of_median(self.speed_ups)}
         return {name: round(float(value), 3) for name, value in found.items()}
 
 
@@ -62,7 +68,7 @@ class Trials:
             signatures.append(trace.signature)
         quality, computed, ratios, signatures = map(
             of_all_processes, (quality, computed, ratios, signatures))
-        return Outcome(np.array(quality), np.array(computed), float(np.median(ratios)), signatures[0])
+        return Outcome(np.array(quality), np.array(computed), np.array(ratios), signatures[0])
 
     def denoised(self, batch: Sequence[SampleRequest], opened: SamplingContext) -> tuple[float, Any]:
         """Seconds of denoising, as `Pipeline.generate` takes them, and what was opened; without decoding."""

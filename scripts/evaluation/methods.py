@@ -69,6 +69,8 @@ def read_methods(given: object, sampler: Mapping[str, Any]) -> dict[str, Method]
     methods: dict[str, Method] = {}
     for name, values in given.items():
         where = f"methods[{name!r}]"
+        if not isinstance(name, str):
+            raise ValueError(f"{where}; allowed: names that are texts")
         if not isinstance(values, dict):
             raise ValueError(f"{where}={values!r}; allowed: dict(adacache=...)")
         check_keys(values, KEYS, where)
@@ -92,15 +94,19 @@ def read_methods(given: object, sampler: Mapping[str, Any]) -> dict[str, Method]
 def read_method(name: str, values: Mapping[str, Any], sampler: Mapping[str, Any]) -> Method:
     cache, rival = values.get("adacache"), values.get("rival")
     steps = checked_steps(values.get("steps", sampler["num_sampling_steps"]))
+    cache = None if cache == "off" else cache
     if isinstance(rival, str):
         rival = rival_file(rival)
     if rival is not None and not isinstance(rival, Mapping):
         raise ValueError(f"rival={rival!r}; allowed: dict(type=..., ...), or a file of such")
     more = {key: values[key] for key in ("against", "replay", "published") if key in values}
-    for key, number in values.get("published", {}).items():
+    published = values.get("published", {})
+    if not isinstance(published, Mapping):
+        raise ValueError(f"published={published!r}; allowed: dict(psnr=..., ...)")
+    for key, number in published.items():
         if not is_number(number):
             raise ValueError(f"published.{key}={number!r}; allowed: a number")
-    check_keys(values.get("published", {}), (*METRICS, "vbench"), "published")
+    check_keys(published, (*METRICS, "vbench"), "published")
     if "replay" in more and cache is None:
         raise ValueError(f"replay={more['replay']!r} without adacache; allowed: with adacache=dict(...)")
     return Method(
@@ -117,6 +123,9 @@ def rival_file(path: str) -> Mapping[str, Any]:
     except FileNotFoundError:
         raise ValueError(f"rival={path!r}; allowed: a JSON file of scripts/tune_rivals.py, or "
                          "dict(type=..., ...)") from None
+    except (ValueError, OSError) as error:
+        raise ValueError(f"rival={path!r} cannot be read ({error}); allowed: a JSON file of "
+                         "scripts/tune_rivals.py") from error
 
 
 def checked_steps(steps: object) -> int:

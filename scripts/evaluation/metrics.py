@@ -174,6 +174,6 @@ def columns(names: Iterable[str], prompts: Sequence[str], device: torch.device) 
     described = {}
     for name in names:
         why = METRICS[name].missing(prompts, device)
-        described[name] = {"label": METRICS[name].label,
-                           **({"digits": METRICS[name].digits} if why is None else {"missing": why})}
+        described[name] = {"label": METRICS[name].label, "digits": METRICS[name].digits,
+                           **({} if why is None else {"missing": why})}
     return described

@@ -15,7 +15,7 @@ from evaluation.plan import Plan
 
 VBENCH = "vbench.json"  # of scripts/vbench_scores.py
 NO_VBENCH = "VBench: not scored; scripts/vbench_scores.py does, where vbench is installed"
-PAIRED = ("psnr", "ssim", "adherence", "motion")
+PAIRED = ("psnr", "ssim", "lpips", "adherence", "motion")
 
 Record = Mapping[str, Any]
 
@@ -25,7 +25,7 @@ def summarise(plan: Plan, records: Sequence[Record], folder: Path, device: torch
     vbench = read_vbench(folder)
     shown = columns(plan.metrics, plan.prompts, device)
     shown["vbench"] = vbench_column(vbench)
-    if "digits" in shown.get("tflops", {}):
+    if "missing" not in shown.get("tflops", {"missing": ""}):
         counted = sum("tflops" in record["metrics"] for record in records) // max(1, len(plan.methods))
         shown["tflops"]["label"] += f" ({counted} videos)"
     groups = {}
@@ -46,8 +46,8 @@ def method_rows(plan: Plan, records: Sequence[Record], vbench: Mapping[str, Any]
         own = of_methods[name]
         row = {"family": method.family, "num_steps": method.steps, "videos": len(own), **means(own)}
         if scores := vbench.get(method.slug):
-            row["mean"]["vbench"] = float(np.mean(list(scores["dimensions"].values())))
-            row["vbench"] = scores["dimensions"]
+            row["mean"]["vbench"] = float(np.mean(list(scores.values())))
+            row["vbench"] = scores
         if method.published:
             row["published"] = dict(method.published)
         if own and method.against in of_methods:
@@ -57,12 +57,13 @@ def method_rows(plan: Plan, records: Sequence[Record], vbench: Mapping[str, Any]
 
 
 def means(records: Sequence[Record]) -> dict[str, Any]:
-    """Of every metric the mean (of times the median), its interval and the spread, over the videos that have
-    it."""
+    """Of every metric the mean (of times the median), its interval and the spread, over the prompts that have
+    it: seeds of one prompt count as one, for they are no independent sample of what prompts do."""
     found: dict[str, Any] = {"mean": {}, "interval": {}, "least": {}, "most": {}}
     for name in dict.fromkeys(name for record in records for name in record["metrics"]):
         values = of_metric(records, name)
-        found["mean"][name], found["interval"][name] = METRICS[name].typical(values)
+        own = [record for record in records if name in record["metrics"]]
+        found["mean"][name], found["interval"][name] = METRICS[name].typical(by_prompt(own, values))
         found["least"][name], found["most"][name] = float(values.min()), float(values.max())
     quality = of_metric(records, "psnr")
     if len(quality):
@@ -78,12 +79,15 @@ def differences(records: Sequence[Record], others: Sequence[Record]) -> dict[str
     other is worse.
     """
     by_video = {key_of(record): record for record in others}
-    pairs = [(r["metrics"], by_video[key_of(r)]["metrics"]) for r in records if key_of(r) in by_video]
+    paired = [record for record in records if key_of(record) in by_video]
+    pairs = [(record["metrics"], by_video[key_of(record)]["metrics"]) for record in paired]
     found: dict[str, Any] = {"videos": len(pairs)}
     for name in PAIRED:
-        gains = np.array([a[name] - b[name] for a, b in pairs if name in a and name in b])
+        having = [i for i, (a, b) in enumerate(pairs) if name in a and name in b]
+        gains = np.array([pairs[i][0][name] - pairs[i][1][name] for i in having])
         if len(gains):
-            found[name] = {"mean": float(gains.mean()), "interval": interval(gains),
+            each = by_prompt([paired[i] for i in having], gains)
+            found[name] = {"mean": float(each.mean()), "interval": interval(each),
                            "least": float(gains.min()), "most": float(gains.max())}
     both = [(a["computed"], b["psnr"]) for a, b in pairs if "computed" in a and "psnr" in b]
     if both and all(np.std(both, axis=0)):
@@ -95,6 +99,14 @@ def of_metric(records: Sequence[Record], name: str) -> np.ndarray:
     return np.array([r["metrics"][name] for r in records if name in r["metrics"]], float)
 
 
+def by_prompt(records: Sequence[Record], values: np.ndarray) -> np.ndarray:
+    """Of the records' values the mean over the seeds of each prompt."""
+    seeds: dict[tuple[str, int], list[float]] = {}
+    for record, value in zip(records, values, strict=True):
+        seeds.setdefault((record["prompt"], record["prompt_index"]), []).append(value)
+    return np.array([np.mean(each) for each in seeds.values()])
+
+
 def key_of(record: Record) -> tuple[str, int, int]:
     return record["prompt"], record["prompt_index"], record["seed"]
 
@@ -102,14 +114,19 @@ def key_of(record: Record) -> tuple[str, int, int]:
 def vbench_column(vbench: Mapping[str, Any]) -> dict[str, Any]:
     """The published number, in brackets, is VBench's own weighted mean of all its dimensions."""
     if not vbench:
-        return {"label": "VBench", "missing": NO_VBENCH}
-    names = set().union(*(scores["dimensions"] for scores in vbench.values()))
-    return {"label": f"VBench, mean of {len(names)} dimensions", "digits": 4}
+        return {"label": "VBench", "digits": 4, "missing": NO_VBENCH}
+    return {"label": f"VBench, mean of {len(next(iter(vbench.values())))} dimensions", "digits": 4}
 
 
 def read_vbench(folder: Path) -> dict[str, Any]:
+    """Of each method's folder the scores of its present videos, those dimensions that all have."""
     file = folder / VBENCH
-    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    told = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    scores = {slug: scored["dimensions"] for slug, scored in told.items()
+              if scored["videos"] == sorted(path.name for path in (folder / "videos" / slug).glob("*.mp4"))}
+    common = set.intersection(*map(set, scores.values())) if scores else set()
+    return {slug: {name: value for name, value in each.items() if name in common}
+            for slug, each in scores.items() if common}
 
 
 def unfinished(plan: Plan, records: Sequence[Record]) -> int:

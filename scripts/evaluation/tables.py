@@ -14,8 +14,10 @@ Results = Mapping[str, Any]
 
 
 def shown_metrics(results: Results) -> dict[str, Mapping[str, Any]]:
-    """Those with numbers."""
-    return {name: how for name, how in results["metrics"].items() if "missing" not in how}
+    """Those with numbers, measured or published."""
+    published = set().union(*(row.get("published", {}) for row in results["methods"].values()))
+    return {name: how for name, how in results["metrics"].items()
+            if "missing" not in how or name in published}
 
 
 def missing_sentences(results: Results) -> list[str]:

@@ -169,6 +169,9 @@ def test_results_of_another_run_are_refused(evaluate, config, tiny, tmp_path, ca
      "methods['b'].replay='a', of 4 steps; allowed: one of 6"),
     ("methods = dict(a=dict(published=dict(psnr='a')))", "published.psnr='a'; allowed: a number"),
     ("methods = dict(a=dict(published=dict(psrn=3)))", "published: unknown key 'psrn'; allowed: psnr"),
+    ("methods = dict(a=dict(published=3))", "methods['a']: published=3; allowed: dict(psnr=..., ...)"),
+    ("methods = {1: dict()}", "methods[1]; allowed: names that are texts"),
+    ("methods = dict(a=dict(rival='setup.py'))", "rival='setup.py' cannot be read"),
     ("methods = dict(a=dict(steps=0))", "methods['a']: steps=0; allowed: whole numbers from 1"),
     ("methods = {'a, b': dict(), 'A b': dict()}", "has the folder 'a-b', as has 'a, b'"),
     ("evaluation = dict(metrics=['psnr', 'ssmi'])", "evaluation.metrics: unknown key 'ssmi'; allowed: ssim"),
@@ -325,6 +328,30 @@ def test_means_intervals_and_differences_by_hand(script):
     assert gain["psnr"] == {"mean": 1.5, "interval": half, "least": 1, "most": 2}
 
 
+def test_seeds_of_one_prompt_count_as_one(script):
+    """The same again with another seed tells nothing new of what prompts do."""
+    summary = script("evaluation.summary")
+    once = [record(0, psnr=20.0), record(1, psnr=30.0), record(2, psnr=34.0)]
+    twice = [*once, *({**each, "seed": 2} for each in once)]
+    assert summary.means(twice)["interval"] == summary.means(once)["interval"]
+    others = [{**each, "metrics": {"psnr": 10.0 + each["prompt_index"]}} for each in twice]
+    found, single = summary.differences(twice, others), summary.differences(once, others)
+    assert found["videos"] == 6 and found["psnr"] == single["psnr"]
+
+
+def test_what_was_published_stands_in_the_table_also_where_nothing_was_measured(script):
+    tables = script("evaluation.tables")
+    row = {"mean": {"psnr": 25.0}, "interval": {}, "videos": 1, "family": "a", "published": {"vbench": 0.79}}
+    results = {"config": "c", "prompts": ["p"], "seeds": [1], "num_steps": 30, "groups": {},
+               "methods": {"a": row}, "metrics": {
+                   "psnr": {"label": "PSNR, dB", "digits": 1},
+                   "lpips": {"label": "LPIPS", "digits": 3, "missing": "LPIPS: needs AlexNet weights"},
+                   "vbench": {"label": "VBench", "digits": 4, "missing": "VBench: not scored"}}}
+    text = tables.markdown(results)
+    assert "| method | PSNR, dB | VBench |" in text and "| a | 25.0 | [0.7900] |" in text
+    assert "LPIPS: needs AlexNet weights" in text and "VBench: not scored" in text
+
+
 def test_vbench_scores_stand_beside_the_others(script, evaluate, config, tmp_path, monkeypatch):
     """A package of its interface, for its own weights are not to be had here."""
     folder = tmp_path / "out"
@@ -355,5 +382,12 @@ def test_vbench_scores_stand_beside_the_others(script, evaluate, config, tmp_pat
     assert "missing" not in results["metrics"]["vbench"]
     row = results["methods"]["fewer steps, 3"]
     assert row["mean"]["vbench"] == 0.625 and row["vbench"]["imaging_quality"] == 0.75
+    summary, told = script("evaluation.summary"), json.loads((folder / "vbench.json").read_text())
+    told["other"] = {"videos": [], "dimensions": {"imaging_quality": 0.3, "dynamic_degree": 1.0}}
+    (folder / "vbench.json").write_text(json.dumps(told))
+    assert summary.read_vbench(folder) == {  # what not all have is left out
+        "fewer-steps-3": {"imaging_quality": 0.75}, "other": {"imaging_quality": 0.3}}
+    shutil.copy(folder / "videos/fewer-steps-3/0000_s7.mp4", folder / "videos/fewer-steps-3/0002_s7.mp4")
+    assert set(summary.read_vbench(folder)) == {"other"}  # not scored with its new video
     monkeypatch.setattr(sys, "argv", ["vbench_scores.py", str(tmp_path)])
     assert script("vbench_scores").main() == 2

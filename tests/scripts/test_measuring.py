@@ -228,12 +228,15 @@ def test_computed_steps_for_a_speed_and_a_guarded_profile_by_hand(script, tmp_pa
     with pytest.raises(ValueError, match="target_speedup=20; allowed: above 1, to 8.8"):
         known.count_for(20)
     settings = AdaCacheConfig(probes=["a.attn"], codebook="fast", forecast=2, guard=0.21)
-    outcome = script("trials").Outcome(np.array([39.0, 41.0]), np.array([11, 12]), 2.5,
+    outcome = script("trials").Outcome(np.array([39.0, 41.0]), np.array([11, 12]), np.array([2.4, 2.5, 2.7]),
                                        Signature("m", 30, (4, 5, 6, 7)))
-    found = calibrate.Found(settings, 40.0, outcome)
+    foretold = script("recorded_prompts").Foretold(np.array([41.0, 43.0]), np.array([10, 12]))
+    found = calibrate.Found(settings, foretold, outcome)
     assert calibrate.Target(2.5, True).met_by(found) and not calibrate.Target(40.1, False).met_by(found)
-    written = calibrate.profile(found, known.speed_of(11.5))
-    assert written["foretold"] == {"psnr": 40.0, "speed_up": round(30 / (11.5 + 18.5 * 0.05), 3)}
+    written = calibrate.profile(found, known)
+    assert written["foretold"]["psnr"] == 42.0 and written["foretold"]["computed_steps"] == 11.0
+    assert written["foretold"]["speed_up"] == round((30 / (10 + 20 * 0.05) + 30 / (12 + 18 * 0.05)) / 2, 3)
+    assert written["measured"]["speed_up"] == 2.5 and written["measured"]["speed_up_interval"] > 0
     assert written["measured"]["computed_steps"] == 11.5 and written["measured"]["psnr"] == 40.0
     (tmp_path / "p.json").write_text(json.dumps(written))
     read = script("cache_choice").read_profile(str(tmp_path / "p.json"))
@@ -258,16 +261,17 @@ class Tried:
         (settings,) = opened.args
         self.seen.append(settings.codebook if settings.schedule is None else settings.schedule.steps)
         psnr, speed = self.speeds[self.seen[-1]]
-        return self.outcome(np.array([psnr]), np.array([10.0]), speed)
+        return self.outcome(np.array([psnr]), np.array([10.0]), np.array([speed]))
 
 
 def test_each_kind_of_settings_has_its_own_number_of_steps(script):
     """The guard is too slow at first; one step fewer, and it beats the steps that were fast enough before."""
     calibrate, outcome = script("calibrate"), script("trials").Outcome
+    foretold = script("recorded_prompts").Foretold(np.array([40.0]), np.array([10]))
 
     def choices(steps: tuple[int, ...], codebook: str):
-        return [(AdaCacheConfig(schedule=FixedSchedule(steps, 30)), 40.0),
-                (AdaCacheConfig(codebook=codebook), 40.0)]
+        return [(AdaCacheConfig(schedule=FixedSchedule(steps, 30)), foretold),
+                (AdaCacheConfig(codebook=codebook), foretold)]
 
     rounds = [choices((0, 1, 2), "slow"), choices((0, 1), "fast"), choices((0,), "published-fast")]
     target = SimpleNamespace(choices=lambda known: iter(rounds), met_by=calibrate.Target(2.5, True).met_by,
@@ -284,7 +288,29 @@ def test_each_kind_of_settings_has_its_own_number_of_steps(script):
 def test_for_a_quality_the_fewest_steps_are_best_for_a_speed_the_best_quality(script):
     calibrate, outcome = script("calibrate"), script("trials").Outcome
     better, faster = (
-        calibrate.Found(AdaCacheConfig(), 40.0, outcome(np.array([psnr]), np.array([steps]), 2.0))
+        calibrate.Found(AdaCacheConfig(), None, outcome(np.array([psnr]), np.array([steps]), np.ones(1)))
         for psnr, steps in ((45.0, 12.0), (41.0, 10.0)))
     assert max((better, faster), key=calibrate.Target(1.5, True).worth) is better
     assert max((better, faster), key=calibrate.Target(40.0, False).worth) is faster
+
+
+def test_a_quality_that_simulation_overrates_is_met_with_more_steps(script):
+    """Foretold with 10 of 100, reached with 30: strides grow, and the search goes on."""
+    calibrate, recorded = script("calibrate"), script("recorded_prompts")
+    asked: list[int] = []
+
+    def choices(count: int):
+        asked.append(count)
+        settings = AdaCacheConfig(schedule=FixedSchedule(tuple(range(count)), 100))
+        return [(settings, recorded.Foretold(np.array([30.0 + count]), np.array([count])))]
+
+    class Trials:
+        def of(self, opened):
+            count = len(opened.args[0].schedule.steps)
+            return script("trials").Outcome(np.array([10.0 + count]), np.array([count]), np.array([2.0]))
+
+    known = SimpleNamespace(num_steps=100, choices=choices)
+    best = calibrate.best_found(calibrate.Target(40.0, False), known, Trials())
+    assert 30 <= len(best.settings.schedule.steps) <= 36
+    assert asked[:12] == [*range(2, 14)] and len(asked) < 22
+    assert calibrate.best_found(calibrate.Target(129.0, False), known, Trials()) is None

@@ -444,7 +444,7 @@ def test_teacaches_polynomial_is_fitted_to_uncached_changes_of_input_and_velocit
 
 def tried_so(tune: ModuleType, settings: object, psnr: list[float], computed: list[int],
              speed_up: float) -> object:
-    return tune.Tried(settings, tune.Outcome(np.array(psnr), np.array(computed), speed_up))
+    return tune.Tried(settings, tune.Outcome(np.array(psnr), np.array(computed), np.array([speed_up])))
 
 
 class Scripted:
