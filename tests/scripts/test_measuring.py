@@ -2,7 +2,7 @@
 import importlib
 import json
 import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 
 import opensora.models  # noqa: F401  registers the text encoder
 from adacache import AdaCacheConfig, FixedSchedule, MoRegConfig, Signature
+from adacache.recording import Recording
 from opensora.datasets.shapes import held_out_prompts
 from opensora.datasets.video_io import read_image, read_video, save_sample
 from opensora.registry import MODELS, build_module
@@ -249,6 +250,31 @@ def test_a_profile_of_a_codebook_holds_thresholds_rates_and_motion(script, tmp_p
     options = script("recorded_prompts").as_options(settings)
     (tmp_path / "p.json").write_text(json.dumps({"settings": options}))
     assert script("cache_choice").read_profile(str(tmp_path / "p.json")) == settings
+
+
+def test_settings_are_found_under_the_config_s_moreg(script):
+    """By simulation: steady residuals, for whose sake few steps would do, and motion that asks for all."""
+    moreg = MoRegConfig(scale=0.14, power=1, gradient=0, window=(1, 30))
+    _, probes = script("recorded_prompts").open_pipeline(
+        str(SCRIPTS.parent / "configs/shapes/sample.py"),
+        {"adacache": {"codebook": "fast", "probes": ["temporal_blocks.1.attn"], "moreg": asdict(moreg)}})
+    assert probes.moreg == moreg
+    drift = torch.arange(30, dtype=torch.float64)
+    vectors = torch.stack([torch.ones(30).double(), 0.01 * drift], dim=1)  # [K, 2]
+    products = (vectors @ vectors.T).expand(1, 2, 2, 30, 30).permute(0, 1, 3, 2, 4).contiguous()
+    changes = 0.01 * (drift[:, None] - drift).abs()[None].float()
+
+    def counts(motion: float) -> list[float]:
+        recording = Recording(products, {"temporal_blocks.1.attn": changes},
+                              {"temporal_blocks.1.attn": torch.full((1, 30), motion)})
+        prompts = script("recorded_prompts").RecordedPrompts(recording, torch.ones(30).double())
+        choices = script("calibrate").Calibration(prompts, 0.02, probes).choices(8)
+        assert all(settings.moreg == moreg for settings, _ in choices)
+        (codebook,) = (each.codebook for each, _ in choices if not isinstance(each.codebook, str))
+        return [entry[0] for entry in codebook.entries]
+
+    slow, fast = counts(0.07), counts(0.7)
+    assert all(high == pytest.approx(10 * low, rel=0.05) for low, high in zip(slow, fast, strict=True))
 
 
 class Tried:
