@@ -97,15 +97,18 @@ class RollCall:
         if self.lost is not None:
             raise RankLost(self.lost)
 
-    def fail_together(self, what: str, ranks: int) -> None:
+    def fail_together(self, what: str, ranks: int, collectives: int = 0) -> None:
         """Where `ranks` processes do the same work, this one included: returns once all failed at it.
 
-        what: a name of the work that they share.  Raises RankLost where others did not fail: they wait in a
-        collective for this one, which never comes to it; or where one is lost, which made this one fail.
+        what: a name of the work that they share.  collectives: how many each has begun so far.
+        Raises RankLost where others did not fail: they wait in a collective for this one, which never comes
+        to it; where they began other collectives, which on GPUs nobody waits for: the next one would meet a
+        stale one; or where one is lost, which made this one fail.
         """
         if self.store is None or ranks == 1:
             return
         key, until = f"failed/{what}", time.monotonic() + UNSHARED
+        self.store.add(f"{key}/{collectives}", 1)
         self.store.add(key, 1)
         while (failed := self.store.add(key, 0)) < ranks:
             self.check()
@@ -113,6 +116,9 @@ class RollCall:
                 raise RankLost(f"{what} failed on {failed} of {ranks} ranks, here on rank {self.own}, and "
                                "the others wait")
             time.sleep(INTERVAL)
+        if (alike := self.store.add(f"{key}/{collectives}", 0)) < ranks:
+            raise RankLost(f"{what} failed on all {ranks} ranks, but at different places: {alike} were as "
+                           f"far as rank {self.own}")
 
     def reports(self) -> list[Mapping[str, Any]]:
         """On rank 0: the last report of every process that told one."""

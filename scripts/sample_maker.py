@@ -13,6 +13,7 @@ from step_bar import StepBar
 from tally import Tally
 
 from adacache import AdaCacheConfig, Ranks
+from opensora import parallel
 from opensora.parallel import Mesh, group_size, rank
 from opensora.pipeline import Pipeline, Sample, SamplingContext
 from opensora.roll_call import RankLost
@@ -63,7 +64,7 @@ def make_batch(
         samples = None
         try:
             report.roll_call.fail_together(f"{batch[0].file.name} ({len(batch)})",
-                                           group_size(pipeline.mesh.video))
+                                           group_size(pipeline.mesh.video), parallel.begun)
         except RankLost:
             for request in batch:
                 report.failed(request, error)

@@ -92,6 +92,17 @@ def test_ranks_that_share_work_fail_at_it_together_or_not_at_all(ranks, monkeypa
         third.fail_together("b.mp4", 3)
 
 
+def test_ranks_that_fail_at_different_places_are_not_in_step(ranks):
+    """On GPUs one may have begun a collective that the other never will."""
+    first, second = ranks(2)
+    with ThreadPoolExecutor() as pool:
+        waiting = [pool.submit(each.fail_together, "a.mp4", 2, begun)
+                   for each, begun in ((first, 7), (second, 8))]
+        for each in waiting:
+            with pytest.raises(RankLost, match="a.mp4 failed on all 2 ranks, but at different places: 1 w"):
+                each.result()
+
+
 def test_a_rank_that_fails_because_another_is_lost_says_so(ranks):
     first, second = ranks(2, silence=9)
     second.answer = replace(second.answer, state="stopped", cause="KeyboardInterrupt")

@@ -61,6 +61,19 @@ def wait_for(condition: Callable[[], object], seconds: float = 60) -> None:
         time.sleep(0.02)
 
 
+def test_a_rank_killed_inside_a_shared_video_ends_the_run_and_finished_videos_are_kept(flags, tmp_path):
+    out, logs = tmp_path / "out", tmp_path / "out/logs"
+    run = torchrun(2, *flags[:-1], "2", *STEPS)
+    wait_for(lambda: (logs / "rank_0.log").exists() and "computed 30" in (logs / "rank_0.log").read_text())
+    process = re.search(r"rank 1 of 2, process (\d+)", (logs / "rank_1.log").read_text())[1]
+    os.kill(int(process), signal.SIGKILL)
+    killed = time.monotonic()
+    _, said = run.communicate(timeout=60)
+    assert time.monotonic() - killed < 10 and run.returncode != 0
+    assert re.search(r"rank +: 1 ", said) and "SIGKILL" in said
+    assert 1 <= len(contents(out)) < len(PROMPTS) and not list(out.glob(".*.partial"))
+
+
 def test_a_bad_reference_among_many_prompts_is_recorded_and_the_run_goes_on(inference, flags, tmp_path,
                                                                             capsys):
     """Only where no sample is left is it bad input, and nothing is written."""
