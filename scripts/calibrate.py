@@ -3,11 +3,11 @@
 Several targets share the recordings; each has a file of its own, its name in the place of {} in FILE.
 
 Records prompts with every step computed, finds by simulation (see adacache.calibrate) the best fixed
-schedule, the tightest guard, and thresholds and rates of a codebook, tries them on other prompts with the
-model, and writes the best as a profile.  `scripts/inference.py --adacache FILE` takes it, and refuses other
-models, sizes, numbers of steps and samplers.  With `--target-psnr` (dB, against uncached) steps are added,
-from as many as are foretold to come there, until the target is met.  Of CONFIG's adacache probes, metric and
-moreg are kept.  Ends with 1 where no settings that were tried meet the target.
+schedule, with a forecast and without, the tightest guard, and thresholds and rates of a codebook, tries them
+on other prompts with the model, and writes the best as a profile.  `scripts/inference.py --adacache FILE`
+takes it, and refuses other models, sizes, numbers of steps and samplers.  With `--target-psnr` (dB, against
+uncached) steps are added, from as many as are foretold to come there, until the target is met.  Of CONFIG's
+adacache probes, metric and moreg are kept.  Ends with 1 where no settings that were tried meet the target.
 """
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from typing import Any
 
 import torch
 from cache_choice import open_cache
-from calibration import Calibration, Found, Target, kind_of, reused_cost
+from calibration import Calibration, Found, Target, reused_cost
 from exit_status import exit_status
 from prompt_flags import (
     add_prompt_file_flag,
@@ -84,14 +84,14 @@ def best_found(target: Target, known: Calibration, trials: Trials) -> Found | No
     """Of each kind of settings the first that meets the target counts; of these the best."""
     meeting: dict[str, Found] = {}
     for choices in target.choices(known):
-        for settings, foretold in choices:
-            if kind_of(settings) in meeting:
+        for kind, (settings, foretold) in choices.items():
+            if kind in meeting:
                 continue
-            found = Found(settings, foretold, trials.of(partial(open_cache, settings)))
+            found = Found(kind, settings, foretold, trials.of(partial(open_cache, settings)))
             say(str(found))
             if target.met_by(found):
-                meeting[kind_of(settings)] = found
-        if meeting.keys() >= {kind_of(settings) for settings, _ in choices}:
+                meeting[kind] = found
+        if meeting.keys() >= choices.keys():
             break
     return max(meeting.values(), key=target.worth, default=None)
 

@@ -19,25 +19,20 @@ from opensora.utils.sample_request import SampleRequest
 TRIES = 4  # numbers of computed steps; for a quality, before they grow faster
 ORDER = 2  # of the forecast
 
-Choices = list[tuple[AdaCacheConfig, Foretold]]
+Choices = dict[str, tuple[AdaCacheConfig, Foretold]]  # by kind of settings
 
 
 @dataclass(frozen=True)
 class Found:
     """Settings, what simulation foretold, and what they do to other prompts."""
 
+    kind: str
     settings: AdaCacheConfig
     foretold: Foretold
     outcome: Outcome
 
     def __str__(self) -> str:
-        return f"{kind_of(self.settings)}, {self.outcome} (foretold {self.foretold.psnr.mean():.1f} dB)"
-
-
-def kind_of(settings: AdaCacheConfig) -> str:
-    if settings.schedule is not None:
-        return "fixed steps"
-    return "guard" if isinstance(settings.codebook, str) else "codebook"
+        return f"{self.kind}, {self.outcome} (foretold {self.foretold.psnr.mean():.1f} dB)"
 
 
 class Calibration:
@@ -68,12 +63,16 @@ class Calibration:
         """Settings that compute so many steps, at most in the mean, and what they are foretold."""
         forecast = replace(self.probes, codebook="fast", forecast=ORDER)
         recording, growth = self.prompts.recording, self.prompts.growth
-        choices = [replace(forecast, schedule=best_steps(recording, count, forecast, growth))]
+        # simulation overrates what a forecast does over long gaps; steps for plain reuse have none
+        plain = best_steps(recording, count, replace(forecast, forecast=0), growth)
+        choices = {
+            "fixed steps": replace(forecast, schedule=best_steps(recording, count, forecast, growth)),
+            "steps for reuse": replace(forecast, schedule=replace(plain, forecast=ORDER))}
         with suppress(ValueError):  # of a codebook that computes more whatever the guard is
-            choices.append(replace(forecast, guard=guard_for(recording, count, forecast)))
+            choices["guard"] = replace(forecast, guard=guard_for(recording, count, forecast))
         with suppress(ValueError):  # or whatever the thresholds are
-            choices.append(replace(forecast, codebook=codebook_for(recording, count, forecast, growth)))
-        return [(settings, self.prompts.foretold(settings)) for settings in choices]
+            choices["codebook"] = replace(forecast, codebook=codebook_for(recording, count, forecast, growth))
+        return {kind: (settings, self.prompts.foretold(settings)) for kind, settings in choices.items()}
 
 
 def reused_cost(pipeline: Pipeline, requests: Sequence[SampleRequest]) -> float:
@@ -109,7 +108,7 @@ class Target:
         count, tried = 2, 0
         while count < known.num_steps:
             choices = known.choices(count)
-            if tried or max(foretold.psnr.mean() for _, foretold in choices) >= self.value:
+            if tried or max(foretold.psnr.mean() for _, foretold in choices.values()) >= self.value:
                 yield choices
                 tried += 1
             count += max(1, tried - TRIES + 1)

@@ -232,7 +232,7 @@ def test_computed_steps_for_a_speed_and_a_guarded_profile_by_hand(script, tmp_pa
     outcome = script("trials").Outcome(np.array([39.0, 41.0]), np.array([11, 12]), np.array([2.4, 2.5, 2.7]),
                                        Signature("m", 30, (4, 5, 6, 7)))
     foretold = script("recorded_prompts").Foretold(np.array([41.0, 43.0]), np.array([10, 12]))
-    found = calibrate.Found(settings, foretold, outcome)
+    found = calibrate.Found("guard", settings, foretold, outcome)
     assert calibrate.Target(2.5, True).met_by(found) and not calibrate.Target(40.1, False).met_by(found)
     written = calibrate.profile(found, known)
     assert written["foretold"]["psnr"] == 42.0 and written["foretold"]["computed_steps"] == 11.0
@@ -269,9 +269,9 @@ def test_settings_are_found_under_the_config_s_moreg(script):
                               {"temporal_blocks.1.attn": torch.full((1, 30), motion)})
         prompts = script("recorded_prompts").RecordedPrompts(recording, torch.ones(30).double())
         choices = script("calibrate").Calibration(prompts, 0.02, probes).choices(8)
-        assert all(settings.moreg == moreg for settings, _ in choices)
-        (codebook,) = (each.codebook for each, _ in choices if not isinstance(each.codebook, str))
-        return [entry[0] for entry in codebook.entries]
+        assert set(choices) == {"fixed steps", "steps for reuse", "guard", "codebook"}
+        assert all(settings.moreg == moreg and settings.forecast == 2 for settings, _ in choices.values())
+        return [entry[0] for entry in choices["codebook"][0].codebook.entries]
 
     slow, fast = counts(0.07), counts(0.7)
     assert all(high == pytest.approx(10 * low, rel=0.05) for low, high in zip(slow, fast, strict=True))
@@ -296,8 +296,8 @@ def test_each_kind_of_settings_has_its_own_number_of_steps(script):
     foretold = script("recorded_prompts").Foretold(np.array([40.0]), np.array([10]))
 
     def choices(steps: tuple[int, ...], codebook: str):
-        return [(AdaCacheConfig(schedule=FixedSchedule(steps, 30)), foretold),
-                (AdaCacheConfig(codebook=codebook), foretold)]
+        return {"fixed steps": (AdaCacheConfig(schedule=FixedSchedule(steps, 30)), foretold),
+                "guard": (AdaCacheConfig(codebook=codebook), foretold)}
 
     rounds = [choices((0, 1, 2), "slow"), choices((0, 1), "fast"), choices((0,), "published-fast")]
     target = SimpleNamespace(choices=lambda known: iter(rounds), met_by=calibrate.Target(2.5, True).met_by,
@@ -314,7 +314,7 @@ def test_each_kind_of_settings_has_its_own_number_of_steps(script):
 def test_for_a_quality_the_fewest_steps_are_best_for_a_speed_the_best_quality(script):
     calibrate, outcome = script("calibrate"), script("trials").Outcome
     better, faster = (
-        calibrate.Found(AdaCacheConfig(), None, outcome(np.array([psnr]), np.array([steps]), np.ones(1)))
+        calibrate.Found("guard", AdaCacheConfig(), None, outcome(np.array([psnr]), np.array([steps]), np.ones(1)))
         for psnr, steps in ((45.0, 12.0), (41.0, 10.0)))
     assert max((better, faster), key=calibrate.Target(1.5, True).worth) is better
     assert max((better, faster), key=calibrate.Target(40.0, False).worth) is faster
@@ -328,7 +328,8 @@ def test_a_quality_that_simulation_overrates_is_met_with_more_steps(script):
     def choices(count: int):
         asked.append(count)
         settings = AdaCacheConfig(schedule=FixedSchedule(tuple(range(count)), 100))
-        return [(settings, recorded.Foretold(np.array([30.0 + count]), np.array([count])))]
+        foretold = recorded.Foretold(np.array([30.0 + count]), np.array([count]))
+        return {"fixed steps": (settings, foretold)}
 
     class Trials:
         def of(self, opened):
