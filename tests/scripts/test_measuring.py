@@ -314,7 +314,8 @@ def test_each_kind_of_settings_has_its_own_number_of_steps(script):
 def test_for_a_quality_the_fewest_steps_are_best_for_a_speed_the_best_quality(script):
     calibrate, outcome = script("calibrate"), script("trials").Outcome
     better, faster = (
-        calibrate.Found("guard", AdaCacheConfig(), None, outcome(np.array([psnr]), np.array([steps]), np.ones(1)))
+        calibrate.Found("guard", AdaCacheConfig(), None,
+                        outcome(np.array([psnr]), np.array([steps]), np.ones(1)))
         for psnr, steps in ((45.0, 12.0), (41.0, 10.0)))
     assert max((better, faster), key=calibrate.Target(1.5, True).worth) is better
     assert max((better, faster), key=calibrate.Target(40.0, False).worth) is faster
