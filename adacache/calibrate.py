@@ -187,8 +187,7 @@ def best_steps(recording: Recording, count: int, config: AdaCacheConfig, growth:
     @cache
     def loss(steps: frozenset[int]) -> float:
         fixed = FixedSchedule(tuple(sorted(steps)), total, forecast=order)
-        errors = simulate(recording, replace(config, schedule=fixed, guard=None)).squared_error(growth)
-        return errors.clamp(min=TINY).log().mean().item()
+        return mean_log_error(recording, replace(config, schedule=fixed, guard=None), growth)
 
     best, least = dense_early(count, total), math.inf
     while (found := loss(best)) < least - 1e-6:
@@ -235,11 +234,12 @@ def codebook_for(recording: Recording, count: float, config: AdaCacheConfig, gro
     found = [scaled(smallest(lambda by, most=most: computed_steps(recording, scaled(by, most)), count,
                              1 / LARGEST, LARGEST), most)
              for most in most_rates if fewest[most] <= count]
+    return min(found, key=lambda settings: mean_log_error(recording, settings, growth)).codebook
 
-    def loss(settings: AdaCacheConfig) -> float:
-        return simulate(recording, settings).squared_error(growth).clamp(min=TINY).log().mean().item()
 
-    return min(found, key=loss).codebook
+def mean_log_error(recording: Recording, config: AdaCacheConfig, growth: Tensor) -> float:
+    """Of what comes out at the end, squared, mean over the videos: as the mean PSNR has it."""
+    return simulate(recording, config).squared_error(growth).clamp(min=TINY).log().mean().item()
 
 
 def computed_steps(recording: Recording, config: AdaCacheConfig) -> float:

@@ -33,11 +33,15 @@ Clocks = Sequence[tuple[float, float, float, float]]  # of each of some rows, se
 
 @dataclass(frozen=True)
 class Observed:
-    """What a computed step showed.  sums: over the tokens that are here, [v, k], see `Layout`."""
+    """What a computed step showed.
+
+    sums: over the tokens that are here, [v, k], see `Layout`.  index: of the videos' rows among all weights,
+    [R b], None for all.  spans: theirs, [R b, n].
+    """
 
     sums: Tensor
-    rows: Rows | None
-    clocks: Clocks
+    index: Tensor | None
+    spans: Tensor
 
 
 class Forecast:
@@ -81,11 +85,13 @@ class Forecast:
         last, new: residuals of the due rows, [b, (T S), C], in which the videos take turns.  rows, clocks: as
         in `ahead`.
         """
-        change, index = new - last, rows and rows.index
+        change, index, parts = new - last, rows and rows.index, self.ranks.row_parts
         known = [of_rows(difference, index) for difference in self.differences]
-        used = on_device(of_rows(self.weights, self._all_rows(rows)) * self._all_spans(clocks), new.device)
+        everywhere = self.ranks.all_rows(self._index(rows), len(self.weights) // parts)
+        spans = self._spans([*clocks] * parts)
+        used = on_device(of_rows(self.weights, everywhere) * spans, new.device)
         sums = self.layout.sums([self.ranks.by_tokens(x) for x in (change, *known, new)], used, videos)
-        self.observed = Observed(sums, rows, clocks)
+        self.observed = Observed(sums, everywhere, spans)
         on_new = numbers_on(new.device, clocks) if known else None
         self.differences = [stored(old, index, difference) for old, difference
                             in zip(self.differences, divided(change, known, on_new), strict=True)]
@@ -97,27 +103,18 @@ class Forecast:
         """
         observed, self.missed = self.observed, self.layout.missed(sums)
         if self.order:
-            spans, inner = self._all_spans(observed.clocks), self.layout.rows(sums)  # [R b, 1 + n, 1 + n]
+            spans, inner = observed.spans, self.layout.rows(sums)  # [R b, 1 + n, 1 + n]
             terms, along = inner[:, 1:, 1:] * (spans[:, :, None] * spans[:, None]), inner[:, 0, 1:] * spans
             weights = trusted(fitted(terms, along), terms, along, inner[:, 0, 0], len(sums))
-            self.weights = stored(self.weights, self._all_rows(observed.rows), weights)
+            self.weights = stored(self.weights, observed.index, weights)
 
     def _index(self, rows: Rows | None) -> Tensor | None:
         """Where the weights are."""
         return torch.tensor(rows.numbers) if rows is not None and self.on_host else rows and rows.index
 
-    def _all_rows(self, rows: Rows | None) -> Tensor | None:
-        """The same for the rows of these videos on all ranks."""
-        parts = self.ranks.row_parts
-        return self.ranks.all_rows(self._index(rows), len(self.weights) // parts)
-
     def _spans(self, clocks: Clocks) -> Tensor:
         """j and j (j + g): [b, n]."""
         return numbers_on(self.weights.device, [clock[: self.order] for clock in clocks])
-
-    def _all_spans(self, clocks: Clocks) -> Tensor:
-        """The same for the rows of these videos on all ranks: [R b, n]."""
-        return self._spans([*clocks] * self.ranks.row_parts)
 
 
 def clock_numbers(reach: int, gap: int) -> tuple[float, float, float, float]:
