@@ -50,7 +50,10 @@ def process_group(launcher: str = "torch") -> Iterator[None]:
         # version 0.5.0 takes its accelerator's own backend instead, nccl alone on GPUs, and torch's timeout
         colossalai.launch_from_torch(backend=backend, verbose=False)
     else:
-        dist.init_process_group(backend, timeout=TIMEOUT)
+        # torchrun's store outlives the processes that it starts again, and what they said there
+        store, own, ranks = next(dist.rendezvous("env://", timeout=TIMEOUT))
+        store = dist.PrefixStore(f"start_{restarts()}", store)
+        dist.init_process_group(backend, timeout=TIMEOUT, store=store, rank=own, world_size=ranks)
     try:
         yield
     finally:
@@ -63,6 +66,11 @@ def rank() -> int:
 
 def world_size() -> int:
     return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def restarts() -> int:
+    """How often torchrun has started the processes again, after one of them failed (--max-restarts)."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0))
 
 
 def training_device() -> torch.device:

@@ -22,7 +22,7 @@ from typing import Any
 
 import torch.distributed as dist
 
-from opensora.parallel import rank, world_size
+from opensora.parallel import rank, restarts, world_size
 
 INTERVAL = 0.5   # seconds between answers
 SILENCE = 120.0  # seconds after which a process that does not answer counts as dead
@@ -177,5 +177,4 @@ def torchrun_store() -> dist.Store | None:
         return None
     store = dist.TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False,
                           timeout=timedelta(seconds=SILENCE))
-    # torchrun keeps its store when it starts the processes again (--max-restarts)
-    return dist.PrefixStore(f"roll_call/{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
+    return dist.PrefixStore(f"roll_call/{restarts()}", store)  # which outlives the processes

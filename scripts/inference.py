@@ -25,7 +25,15 @@ from sample_maker import make_samples
 
 from adacache import AdaCacheConfig
 from opensora.agreement import read_alike
-from opensora.parallel import Mesh, asked_shape, check_launcher, of_all_processes, process_group, rank
+from opensora.parallel import (
+    Mesh,
+    asked_shape,
+    check_launcher,
+    of_all_processes,
+    process_group,
+    rank,
+    restarts,
+)
 from opensora.roll_call import RankLost, RollCall
 from opensora.utils.command_line import OneLineParser, inference_parser, overrides
 from opensora.utils.config import flattened, read_config
@@ -71,13 +79,15 @@ def run(argv: list[str] | None) -> int:
     """Check everything, then load, make and sum up; the exit status."""
     plan = read_alike(lambda: read_plan(argv), Plan.describe)
     mesh = Mesh.of(plan.config.sp_size, plan.config.cfg_size)
-    missing = tidy_and_list_missing(plan)
+    missing, given_up = tidy_and_list_missing(plan)
     own = missing[mesh.dp_rank :: mesh.dp_size]  # each process knows its share without asking
     try:
         with open_rank_log(plan.config.save_dir), RollCall.of_this_run(leave_lost) as roll_call:
             refused = [request for request in plan.requests if request.file in plan.refused]
-            existing = len(plan.requests) - len(missing) - len(refused)
-            report = RunReport(plan.config, roll_call, len(missing) + len(refused), existing)
+            planned = len(missing) + len(refused) + len(given_up)
+            report = RunReport(plan.config, roll_call, planned, existing=len(plan.requests) - planned)
+            if rank() == 0:
+                report.given_up(len(given_up))
             for request in refused if rank() == 0 else ():
                 report.failed(request, plan.refused[request.file])
             if own:
@@ -119,11 +129,12 @@ def read_plan(argv: list[str] | None) -> Plan:
     return replace(plan, refused=bad_references(asked, config))
 
 
-def tidy_and_list_missing(plan: Plan) -> list[SampleRequest]:
-    """What is to be made, the same list on every rank; what an earlier run left half done is cleared.
+def tidy_and_list_missing(plan: Plan) -> tuple[list[SampleRequest], list[SampleRequest]]:
+    """What is to be made, and what is given up, the same on every rank; what an earlier run left half done is
+    cleared.
 
-    What failed before comes last: a sample that ends the run, as one for which a single rank has too little
-    memory, then keeps no other from being made.
+    A sample that ends the run, as one for which a single rank has too little memory, shall keep no other from
+    being made: what failed before comes last, and is given up where torchrun started the run again.
     """
     folder, failures = Path(plan.config.save_dir), FailureList(plan.config.save_dir, rank())
     sweep_partials(folder, {request.file.with_suffix(suffix).name for request in plan.requests
@@ -134,7 +145,9 @@ def tidy_and_list_missing(plan: Plan) -> list[SampleRequest]:
     kept = set(of_all_processes([request.file for request in plan.requests if not plan.must_make(request)]))
     failed = set(of_all_processes(failures.names() if rank() == 0 else []))
     missing = [request for request in plan.requests if request.file not in kept | plan.refused.keys()]
-    return sorted(missing, key=lambda request: request.file.name in failed)  # otherwise as they were
+    others, again = ([request for request in missing if (request.file.name in failed) == did]
+                     for did in (False, True))
+    return (others, again) if restarts() else (others + again, [])
 
 
 def leave_lost(why: str) -> NoReturn:

@@ -58,6 +58,10 @@ class RunReport:
         self.failures.add(request, cause)
         self._add(Tally(failed=1))
 
+    def given_up(self, count: int) -> None:
+        """Samples that failed before and are not tried again."""
+        self._add(Tally(failed=count))
+
     def split(self, batch: list[SampleRequest], error: Exception) -> None:
         """A batch failed, and its samples are made one by one."""
         logging.getLogger("opensora").warning(

@@ -1,11 +1,14 @@
 """Captions become token embeddings: cleaned, padded, cut with a warning, and trainable."""
+import importlib.util
 import logging
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import nn
+from torchrun import load_results, torchrun
 from transformers import AutoTokenizer, T5Config, T5EncoderModel
 
 from opensora.models.text_encoder.t5 import T5Encoder
@@ -166,14 +169,26 @@ def test_cuda_where_there_is_none_is_refused(folder):
         load(folder, device="cuda")
 
 
+@pytest.mark.skipif(importlib.util.find_spec("colossalai") is not None, reason="colossalai is here")
 def test_shardformer_without_colossalai_names_the_package(folder):
     with pytest.raises(ValueError, match=r"shardformer=True.*colossalai"):
         load(folder, shardformer=True)
 
 
+def test_a_sharded_encoder_gives_what_a_whole_one_gives(folder):
+    """On two ranks, each with half of the weights of every layer."""
+    pytest.importorskip("colossalai", reason="needs colossalai; constraints/colossalai.txt tells how")
+    torchrun(2, Path(__file__).with_name("t5_on_ranks.py"), folder)
+    whole = load(folder)
+    expected = whole.encode(["a red circle", "a blue square moves left ."])["y"]
+    for rank in load_results(Path(folder), 2):
+        torch.testing.assert_close(rank["y"], expected)
+        assert rank["weights"] < 0.75 * sum(p.numel() for p in whole.model.parameters())
+
+
 @pytest.mark.parametrize("ranks", [None, "the ranks of a video"])
-def test_shardformer_shares_the_encoder_among_the_ranks_of_a_video(folder, monkeypatch, ranks):
-    """By a stand-in: colossalai cannot be installed beside this torch."""
+def test_shardformer_splits_the_gated_mlp_where_colossalai_fails_to(folder, monkeypatch, ranks):
+    """By a stand-in, for colossalai cannot be installed beside this torch."""
     asked = {}
 
     class ShardFormer:
@@ -181,27 +196,30 @@ def test_shardformer_shares_the_encoder_among_the_ranks_of_a_video(folder, monke
             asked.update(shard_config)
 
         def optimize(self, model, policy):
-            (mlp,) = policy.module_policy().values()
-            asked["replaced"] = [part.suffix for part in mlp.sub_module_replacement]
+            asked["split"] = {layer.suffix: layer.target_module
+                              for part in policy.module_policy().values()
+                              for layer in part.sub_module_replacement}
             return model, None
 
     class T5EncoderPolicy:
-        """As that of version 0.5.0, with its slip."""
+        """As that of version 0.5.0."""
 
         def module_policy(self) -> dict:
-            parts = [SimpleNamespace(suffix=name) for name in ("wi_0 ", "wi_1", "wo")]
-            return {"T5DenseGatedActDense": SimpleNamespace(sub_module_replacement=parts)}
+            parts = [("wi_0 ", "outputs"), ("wi_1", "inputs"), ("wo", "outputs"), ("dropout", "parallel")]
+            return {"T5DenseGatedActDense": SimpleNamespace(sub_module_replacement=[
+                SimpleNamespace(suffix=suffix, target_module=split, kwargs={}) for suffix, split in parts])}
 
-    stand_in = SimpleNamespace(ShardConfig=dict, ShardFormer=ShardFormer)
-    policies = SimpleNamespace(T5EncoderPolicy=T5EncoderPolicy)
+    for name, content in {
+        "": {}, ".shardformer": {"ShardConfig": dict, "ShardFormer": ShardFormer},
+        ".shardformer.layer": {"Linear1D_Col": "outputs", "Linear1D_Row": "inputs"},
+        ".shardformer.policies": {}, ".shardformer.policies.t5": {"T5EncoderPolicy": T5EncoderPolicy},
+    }.items():
+        monkeypatch.setitem(sys.modules, f"colossalai{name}", SimpleNamespace(**content))
     monkeypatch.setattr("importlib.util.find_spec", lambda name: name == "colossalai")
-    monkeypatch.setitem(sys.modules, "colossalai", SimpleNamespace(shardformer=stand_in))
-    monkeypatch.setitem(sys.modules, "colossalai.shardformer", stand_in)
-    monkeypatch.setitem(sys.modules, "colossalai.shardformer.policies", SimpleNamespace(t5=policies))
-    monkeypatch.setitem(sys.modules, "colossalai.shardformer.policies.t5", policies)
     encoder = load(folder, shardformer=True, ranks=ranks)
     assert asked == {"enable_tensor_parallelism": ranks is not None, "enable_jit_fused": True,
-                     "tensor_parallel_process_group": ranks, "replaced": ["wi_0", "wi_1", "wo"]}
+                     "tensor_parallel_process_group": ranks, "split": {
+                         "wi_0": "outputs", "wi_1": "outputs", "wo": "inputs", "dropout": "parallel"}}
     one, other = (each.encode(["a red circle"])["y"] for each in (encoder, load(folder)))
     torch.testing.assert_close(one, other)
 

@@ -38,9 +38,10 @@ def flags(tiny, tmp_path) -> list[str]:
             "--save-dir", str(tmp_path / "out"), "--sp-size", "1"]
 
 
-def torchrun(ranks: int, *args: str, script: Path = ROOT / "scripts/inference.py") -> subprocess.Popen:
+def torchrun(ranks: int, *args: str, script: Path = ROOT / "scripts/inference.py",
+             restarts: int = 0) -> subprocess.Popen:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(ranks),
-               str(script), *args]
+               "--max-restarts", str(restarts), str(script), *args]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
                             env=environment)
@@ -99,7 +100,7 @@ def test_what_failed_before_is_tried_last(inference, flags, tmp_path):
     entries = [{"file": f"sample_{number:04d}.png", "prompt_index": number, "sample_index": 0}
                for number in (0, 4)]
     (out / "failed.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in entries))
-    order = [int(request.file.stem[-4:]) for request in module.tidy_and_list_missing(plan)]
+    order = [int(request.file.stem[-4:]) for request in module.tidy_and_list_missing(plan)[0]]
     assert order == [1, 2, 3, *range(5, 12), 0, 4]
 
 
@@ -175,6 +176,17 @@ def test_what_one_rank_of_a_video_cannot_do_ends_the_run_and_what_all_cannot_doe
     else:  # the other waits for it
         assert "sample_0002.png (1) failed on 1 of 2 ranks, here on rank 1, and the others wait; fin" in said
         assert set(contents(tmp_path / "out")) == {"sample_0000.png", "sample_0001.png"}
+
+
+def test_with_restarts_a_run_goes_on_after_what_one_rank_of_a_video_cannot_do(flags, tmp_path):
+    (faulty := tmp_path / "faulty.py").write_text(FAULTY.format(scripts=str(ROOT / "scripts"), ranks=(1,)))
+    run = torchrun(2, *flags, "--sp-size", "2", script=faulty, restarts=1)
+    printed, said = run.communicate(timeout=90)
+    assert run.returncode == 1
+    assert said.count("failed: sample_0002.png: MemoryError: no room") == 1  # it is not tried again
+    assert [entry["file"] for entry in failed(tmp_path / "out")] == ["sample_0002.png"]
+    assert len(contents(tmp_path / "out")) == 11
+    assert re.search(r"9 videos in .*2 existing kept, 1 failed", printed)
 
 
 def test_ranks_with_different_configs_refuse_to_begin(tiny, tmp_path):

@@ -1,7 +1,6 @@
 """T5 captions: text -> token embeddings for the video transformer.  B captions, L tokens, C channels."""
 from __future__ import annotations
 
-import importlib.util
 import logging
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase, T5EncoderModel
 from transformers.utils import logging as transformers_logging
 
 from opensora.models.text_encoder.caption_cleaning import text_preprocessing
+from opensora.models.text_encoder.shardformer import sharded
 from opensora.registry import MODELS
 from opensora.utils.weights import packaged_path
 
@@ -61,7 +61,7 @@ class T5Encoder:
         self.clean_caption = clean_caption
         self.y_embedder: nn.Module | None = None
         if shardformer:
-            self.model = _shard(self.model, ranks).to(dtype)
+            self.model = sharded(self.model, ranks).to(dtype)
         self.model.eval()
         self.to(device)
 
@@ -187,29 +187,3 @@ def _load(
         names = ", ".join(absent[:3])
         raise ValueError(f"{key} lacks {len(absent)} weights of a T5 encoder, such as {names}")
     return tokenizer, model.to(dtype)
-
-
-def _shard(model: T5EncoderModel, ranks: ProcessGroup | None) -> nn.Module:
-    if importlib.util.find_spec("colossalai") is None:
-        raise ValueError("text_encoder.shardformer=True needs the optional package colossalai; "
-                         "install it or set shardformer=False")
-    try:
-        from colossalai.shardformer import ShardConfig, ShardFormer
-        from colossalai.shardformer.policies.t5 import T5EncoderPolicy
-
-        class Policy(T5EncoderPolicy):
-            def module_policy(self) -> dict[Any, Any]:
-                policy = super().module_policy()
-                for part in policy.values():
-                    for replaced in part.sub_module_replacement or ():
-                        # version 0.5.0 has "wi_0 " for the gated MLP of v1.1 encoders, which is no module
-                        replaced.suffix = replaced.suffix.strip()
-                return policy
-
-        config = ShardConfig(enable_tensor_parallelism=ranks is not None, enable_jit_fused=True,
-                             tensor_parallel_process_group=ranks)
-        return ShardFormer(shard_config=config).optimize(model, Policy())[0].requires_grad_(False)
-    except Exception as error:
-        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"
-        raise ValueError("text_encoder.shardformer=True, but colossalai is not usable here "
-                         f"({reason}); set shardformer=False") from error
