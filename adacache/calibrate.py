@@ -171,17 +171,56 @@ def between(at: int, places: Sequence[int], values: Sequence[float]) -> float:
     return values[after - 1] + share * (values[after] - values[after - 1])
 
 
+def steps_for_reuse(recording: Recording, count: int, growth: Tensor) -> FixedSchedule:
+    """The `count` steps to compute, the same for all videos, for plain reuse: by dynamic programming.
+
+    What one gap between computed steps adds to the final error does not depend on the others, as long as
+    errors are small.  So the schedule with the least sum over its gaps is found exactly; of several gaps'
+    errors the squares are summed.  growth: [K], see `growth_of_errors`.
+    Raises ValueError for a count that the run has not.
+    """
+    total = recording.num_steps
+    check_search(count, total, growth)
+    costs = gap_costs(recording, growth)
+    least = costs[0].clone()  # of one computed step, the first, and reuse to each end: [K + 1]
+    chosen = []               # for each further one: the best step before each end
+    for _ in range(count - 1):
+        least, before = (least[:total, None] + costs).min(dim=0)
+        chosen.append(before.tolist())
+    steps, end = [], total
+    for before in reversed(chosen):
+        end = before[end]
+        steps.append(end)
+    return FixedSchedule((0, *reversed(steps)), total)
+
+
+def gap_costs(recording: Recording, growth: Tensor) -> Tensor:
+    """[K, K + 1]: squared error, mean over the videos, of reusing step i's residual until step j.
+
+    Infinite where j is not after i.
+    """
+    residuals = recording.short[..., 0].unflatten(1, (-1, recording.videos)).transpose(1, 2)  # [K, V, p, D]
+    grown = growth.to(residuals)
+    weighted = (grown[:, None, None, None] * residuals).cumsum(dim=0)
+    steps = recording.num_steps
+    costs = torch.full((steps, steps + 1), torch.inf, dtype=residuals.dtype)
+    for i in range(steps):
+        span = grown[i + 1 :].cumsum(dim=0)[:, None, None, None]
+        errors = span * residuals[i] - (weighted[i + 1 :] - weighted[i])  # [K - i - 1, V, p, D]
+        each = guided_norm((errors @ errors.mT).flatten(0, 1)).unflatten(0, (-1, recording.videos))
+        costs[i, i + 1], costs[i, i + 2 :] = 0, each.mean(dim=1)
+    return costs
+
+
 def best_steps(recording: Recording, count: int, config: AdaCacheConfig, growth: Tensor,
                reach: int = 4) -> FixedSchedule:
     """The `count` steps to compute, the same for all videos, that leave the least error, by local search.
 
-    From a schedule that is dense early, single steps move by up to `reach`, and all that follow one by 1, as
-    long as the mean of the log error falls.  config: its forecast is the one that the schedule is made for.
+    From those for plain reuse, single steps move by up to `reach`, and all that follow one by 1, as long as
+    the mean of the log error falls.  config: its forecast is the one that the schedule is made for.
     """
     total = recording.num_steps
-    check_count(count, total)
-    if growth.shape != (total,) or not growth.isfinite().all():
-        raise ValueError(f"growth={growth.tolist()}; allowed: {total} finite numbers")
+    check_search(count, total, growth)
     order = config.resolved().forecast
 
     @cache
@@ -189,12 +228,18 @@ def best_steps(recording: Recording, count: int, config: AdaCacheConfig, growth:
         fixed = FixedSchedule(tuple(sorted(steps)), total, forecast=order)
         return mean_log_error(recording, replace(config, schedule=fixed, guard=None), growth)
 
-    best, least = dense_early(count, total), math.inf
+    best, least = frozenset(steps_for_reuse(recording, count, growth).steps), math.inf
     while (found := loss(best)) < least - 1e-6:
         least = found
         for index in range(1, count):
             best = min((best, *neighbours(best, index, total, reach)), key=loss)
     return FixedSchedule(tuple(sorted(best)), total, forecast=order)
+
+
+def check_search(count: int, total: int, growth: Tensor) -> None:
+    check_count(count, total)
+    if growth.shape != (total,) or not growth.isfinite().all():
+        raise ValueError(f"growth={growth.tolist()}; allowed: {total} finite numbers")
 
 
 def check_count(count: int, total: int) -> None:
@@ -269,12 +314,3 @@ def neighbours(steps: frozenset[int], index: int, total: int, reach: int) -> lis
     moved = [steps - {step} | {to} for to in range(max(1, step - reach), min(total, step + reach + 1))]
     shifted = [before | {each + by for each in later} for by in (-1, 1) if later[-1] + by < total]
     return [schedule for schedule in (*moved, *shifted) if len(schedule) == len(steps) and schedule != steps]
-
-
-def dense_early(count: int, total: int) -> frozenset[int]:
-    """`count` of `total` steps, gaps growing: about (total - 1) (i / (count - 1))^2, moved apart."""
-    steps = [0]
-    for i in range(1, count):
-        wanted = round((total - 1) * (i / (count - 1)) ** 2)
-        steps.append(min(max(wanted, steps[-1] + 1), total - count + i))
-    return frozenset(steps)

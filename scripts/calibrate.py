@@ -3,8 +3,8 @@
 Several targets share the recordings; each has a file of its own, its name in the place of {} in FILE.
 
 Records prompts with every step computed, finds by simulation (see adacache.calibrate) the best fixed
-schedule, with a forecast and without, the tightest guard, and thresholds and rates of a codebook, tries them
-on other prompts with the model, and writes the best as a profile.  `scripts/inference.py --adacache FILE`
+schedule, the tightest guard, and thresholds and rates of a codebook, each with a forecast, tries them on
+other prompts with the model, and writes the best as a profile.  `scripts/inference.py --adacache FILE`
 takes it, and refuses other models, sizes, numbers of steps and samplers.  With `--target-psnr` (dB, against
 uncached) steps are added, from as many as are foretold to come there, until the target is met.  Of CONFIG's
 adacache probes, metric and moreg are kept.  Ends with 1 where no settings that were tried meet the target.

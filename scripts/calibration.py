@@ -9,7 +9,6 @@ from functools import partial
 import numpy as np
 from cache_choice import open_cache
 from recorded_prompts import Foretold, RecordedPrompts
-from rivals.offline_schedule import offline_schedule
 from trials import Outcome
 
 from adacache import AdaCacheConfig, FixedSchedule
@@ -64,12 +63,8 @@ class Calibration:
         """Settings that compute so many steps, at most in the mean, and what they are foretold."""
         forecast = replace(self.probes, codebook="fast", forecast=ORDER)
         recording, growth = self.prompts.recording, self.prompts.growth
-        # in simulation errors of one gap cancel those of others, which on the model they hardly do; the
-        # schedule for plain reuse looks at the errors of each gap by itself
-        plain = offline_schedule(recording, count, growth)
-        choices = {
-            "fixed steps": replace(forecast, schedule=best_steps(recording, count, forecast, growth)),
-            "steps for reuse": replace(forecast, schedule=replace(plain, forecast=ORDER))}
+        fixed = replace(forecast, schedule=best_steps(recording, count, forecast, growth))
+        choices = {"fixed steps": fixed}
         with suppress(ValueError):  # of a codebook that computes more whatever the guard is
             choices["guard"] = replace(forecast, guard=guard_for(recording, count, forecast))
         with suppress(ValueError):  # or whatever the thresholds are

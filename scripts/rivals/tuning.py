@@ -19,11 +19,11 @@ from torch import nn
 from trials import Outcome, Trials, say
 
 from adacache import AdaCacheConfig
+from adacache.calibrate import steps_for_reuse
 from opensora.parallel import of_all_processes, rank, world_size
 from opensora.pipeline import Pipeline
 from opensora.utils.sample_request import SampleRequest
 from rivals import PAB, RIVALS, DeltaDiT, FirstBlockCache, Rival, TeaCache, TGate, open_rival, rival_values
-from rivals.offline_schedule import offline_schedule
 from rivals.teacache_fit import fitted, recorded_changes
 
 LEAST, DOUBLINGS = 0.01, 10  # thresholds from 0.01 to 10.24
@@ -122,7 +122,7 @@ def most_steps(bench: Bench, target: float) -> Tried:
     """The offline schedule with the most computed steps that is fast enough; the fastest where none is."""
     most, recorded = math.ceil(bench.pipeline.scheduler.num_sampling_steps / target), bench.recorded
     for count in range(max(2, most), 1, -1):
-        schedule = offline_schedule(recorded.recording, count, recorded.growth)
+        schedule = steps_for_reuse(recorded.recording, count, recorded.growth)
         found = bench.tried(AdaCacheConfig(probes=bench.probes.probes, schedule=schedule, forecast=0))
         if found.speed_up >= target:
             break

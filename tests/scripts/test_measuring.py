@@ -269,7 +269,7 @@ def test_settings_are_found_under_the_config_s_moreg(script):
                               {"temporal_blocks.1.attn": torch.full((1, 30), motion)})
         prompts = script("recorded_prompts").RecordedPrompts(recording, torch.ones(30).double())
         choices = script("calibrate").Calibration(prompts, 0.02, probes).choices(8)
-        assert set(choices) == {"fixed steps", "steps for reuse", "guard", "codebook"}
+        assert set(choices) == {"fixed steps", "guard", "codebook"}
         assert all(settings.moreg == moreg and settings.forecast == 2 for settings, _ in choices.values())
         return [entry[0] for entry in choices["codebook"][0].codebook.entries]
 

@@ -1,25 +1,15 @@
-"""The rival that places steps offline: no schedule of as many steps has a smaller sum."""
-import importlib
+"""Steps placed by dynamic programming: no schedule of as many has a smaller sum over its gaps."""
 import itertools
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 
 from adacache import AdaCacheConfig, FixedSchedule
-from adacache.calibrate import simulate
+from adacache.calibrate import gap_costs, simulate, steps_for_reuse
 from adacache.recording import Recording
 
 STEPS, VIDEOS = 7, 3
 GROWTH = torch.linspace(2.0, 0.5, STEPS, dtype=torch.float64)
-
-
-@pytest.fixture
-def offline(monkeypatch):
-    monkeypatch.syspath_prepend(str(Path(__file__).resolve().parents[2] / "scripts"))
-    sys.modules.pop("rivals", None)
-    return importlib.import_module("rivals.offline_schedule")
 
 
 def recording() -> Recording:
@@ -32,25 +22,25 @@ def recording() -> Recording:
 
 
 @pytest.mark.parametrize("count", [2, 3, 4, 5, 7])
-def test_no_schedule_of_as_many_steps_costs_less(offline, count):
-    costs = offline.gap_costs(recording(), GROWTH)
+def test_no_schedule_of_as_many_steps_costs_less(count):
+    costs = gap_costs(recording(), GROWTH)
 
     def cost(steps: tuple[int, ...]) -> float:
         return sum(costs[i, j].item() for i, j in zip(steps, (*steps[1:], STEPS), strict=True))
 
     every = [(0, *others) for others in itertools.combinations(range(1, STEPS), count - 1)]
-    found = offline.offline_schedule(recording(), count, GROWTH)
+    found = steps_for_reuse(recording(), count, GROWTH)
     assert found.steps == min(every, key=cost) and found.forecast == 0
 
 
 @pytest.mark.parametrize("i, j", [(0, 1), (0, 3), (2, 7), (4, 6)])
-def test_a_gap_costs_what_a_run_with_that_gap_alone_errs_by(offline, i, j):
+def test_a_gap_costs_what_a_run_with_that_gap_alone_errs_by(i, j):
     kept = tuple(step for step in range(STEPS) if not i < step < j)
     run = simulate(recording(), AdaCacheConfig(schedule=FixedSchedule(kept, STEPS), forecast=0))
     expected = run.squared_error(GROWTH).mean()
-    torch.testing.assert_close(offline.gap_costs(recording(), GROWTH)[i, j], expected)
+    torch.testing.assert_close(gap_costs(recording(), GROWTH)[i, j], expected)
 
 
-def test_a_count_that_the_run_has_not_is_an_error(offline):
+def test_a_count_that_the_run_has_not_is_an_error():
     with pytest.raises(ValueError, match="8 computed steps; allowed: 2 to num_steps=7"):
-        offline.offline_schedule(recording(), 8, GROWTH)
+        steps_for_reuse(recording(), 8, GROWTH)
