@@ -79,7 +79,8 @@ def free_slots(model: nn.Module) -> dict[str, nn.Module]:
 def check_num_steps(config: AdaCacheConfig, num_steps: int) -> None:
     if not is_whole(num_steps, 1):
         raise ValueError(f"num_steps={num_steps!r}; allowed: whole numbers from 1")
-    if config.moreg is not None and (window := config.moreg.window_for(num_steps))[0] > num_steps:
+    decides = config.schedule is None
+    if decides and config.moreg is not None and (window := config.moreg.window_for(num_steps))[0] > num_steps:
         raise ValueError(f"moreg.window={window} begins after step {num_steps}, the last; allowed: a first "
                          f"step from 1 to {num_steps}")
     if config.num_steps not in (None, num_steps):
@@ -146,10 +147,10 @@ def probed_residuals(probes: tuple[str, ...], blocks: Mapping[str, nn.Module]) -
 def watched_places(config: AdaCacheConfig, signature: inspect.Signature) -> dict[str, int | None]:
     """The arguments of `forward` to watch, and their places among the positional ones.
 
-    None under a fixed schedule, no x_mask where the model has none.  Raises ValueError for any other name
-    that `forward` does not take.
+    None where a schedule tells when they change, no x_mask where the model has none.  Raises ValueError for
+    any other name that `forward` does not take.
     """
-    if config.schedule is not None:
+    if config.schedule is not None and config.schedule.changes is not None:
         return {}
     known = signature.parameters
     takes_any = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in known.values())

@@ -53,8 +53,10 @@ def simulate(recording: Recording, config: AdaCacheConfig) -> Simulation:
     """The steps that `config` would have computed, each video by itself, and the errors of the others.
 
     Watched arguments are taken not to change.  Raises ValueError for what was not recorded: other probes,
-    another metric, other strides, another number of steps.
+    another metric, other strides, another number of steps, decisions of single rows.
     """
+    if config.decide == "row":
+        raise ValueError("decide='row'; allowed: 'video', for distances are recorded of whole videos")
     check_num_steps(config, recording.num_steps)
     check_recorded(recording, config)
     # resolved first: by block there is neither forecast nor guard

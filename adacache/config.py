@@ -91,8 +91,8 @@ class AdaCacheConfig:
     computed only where they are due.  inf: no cap.  None: as the preset; otherwise no cap.
     recompute_on: arguments of the model's forward, such as Open-Sora's frame mask.  Where one is not what it
     was when the residuals were stored, the step is computed.  None: x_mask, or with a published preset none.
-    schedule: computed steps known beforehand; what concerns decisions (codebook, probes, metric, moreg,
-    recompute_on) then plays no part.
+    schedule: computed steps known beforehand; what concerns decisions (the codebook's thresholds, guard,
+    probes, metric, moreg) then plays no part, nor does recompute_on in the replay of a run.
     signature: of the runs for which these settings were calibrated; another is refused.
     any_signature: take a recorded schedule and calibrated settings also in a run of another model, size or
     length.
@@ -137,6 +137,8 @@ class AdaCacheConfig:
         as_tuple(self, "probes")
         if not self.probes or not all(isinstance(probe, str) for probe in self.probes):
             raise ValueError(f"probes={self.probes}; allowed: paths such as temporal_blocks.13.attn")
+        if len(set(self.probes)) < len(self.probes):
+            raise ValueError(f"probes={self.probes}; allowed: each once")
         if self.recompute_on is not None:
             as_tuple(self, "recompute_on")
         if not all(isinstance(name, str) for name in self.recompute_on or ()):
@@ -154,14 +156,16 @@ class AdaCacheConfig:
         """
         preset = PRESETS[self.codebook] if isinstance(self.codebook, str) else Preset({})
         order, guard = preset.forecast, preset.guard
+        decide = "batch" if preset.as_published else "video"
         if self.schedule is not None:
             order, guard = self.schedule.forecast, math.inf
+            decide = "row" if self.schedule.rows > 1 else "video" if self.schedule.by_video else decide
             if order and self.granularity == "block" and self.forecast is None:
                 raise ValueError(f"schedule of a run with forecast={order} and granularity='block'; allowed: "
                                  "granularity='stack', or forecast=0")
         if self.granularity == "block":
             order, guard = 0, math.inf
-        given = {"forecast": order, "guard": guard, "decide": "batch" if preset.as_published else "video",
+        given = {"forecast": order, "guard": guard, "decide": decide,
                  "recompute_on": () if preset.as_published else ("x_mask",)}
         return replace(self, **{k: v for k, v in given.items() if getattr(self, k) is None})
 

@@ -19,6 +19,7 @@ from adacache.codebook import Codebook
 from adacache.config import AdaCacheConfig, is_whole
 from adacache.schedule import AdaptiveSchedule
 from adacache.session import FEW_STEPS, FEW_STEPS_DOUBT, Session, always_last
+from adacache.signature import model_name
 
 
 def explain(model: nn.Module, config: AdaCacheConfig, num_steps: int,
@@ -36,7 +37,10 @@ def explanation(model: nn.Module, config: AdaCacheConfig, num_steps: int,
     found = problems(model, config, num_steps)
     if not is_whole(num_steps, 1):  # then there is nothing else to tell
         return "\n".join(f"will not work: {problem}" for problem in found)
-    slots, config = cache_slots(model), config.resolved()
+    try:
+        slots, config = cache_slots(model), config.resolved()
+    except ValueError:
+        return "\n".join(f"will not work: {problem}" for problem in found)
     lines = [
         f"blocks: {len([path for path in slots if path != STACK])} with a slot"
         + (", and the model itself" if STACK in slots else ", none in the model itself"),
@@ -116,6 +120,7 @@ def problems(model: nn.Module, config: AdaCacheConfig, num_steps: int) -> list[s
     blocks = {path: module for path, module in slots.items() if path != STACK}
     signature = inspect.signature(model.forward)
     checks = [lambda: check_num_steps(config, num_steps),
+              lambda: Session(config, num_steps, model_name(model)).check_made_for(None),
               lambda: make_caches(config.resolved(), slots, Session(config, num_steps)),
               lambda: watched_places(config.resolved(), signature)]
     if config.schedule is None:

@@ -77,10 +77,11 @@ class Recorder:
     def recording(self) -> Recording:
         """After the run.  Raises RuntimeError where it was not a whole one, ValueError for residuals that are
         not finite."""
-        counts = {len(steps) for steps in (self.stack, *self.probes.values())}
-        if counts != {self.num_steps} or len(self.probes) != len(self.config.probes):
-            raise RuntimeError(f"{len(self.stack)} steps recorded; allowed: a run of "
-                               f"num_steps={self.num_steps} inside of the `with`")
+        counts = {"the stack": len(self.stack),
+                  **{probe: len(self.probes.get(probe, ())) for probe in self.config.probes}}
+        if wrong := [f"{count} steps of {what}" for what, count in counts.items() if count != self.num_steps]:
+            raise RuntimeError(f"{wrong[0]} recorded; allowed: a run of num_steps={self.num_steps} inside of "
+                               "the `with`, in which every probed block saves")
         videos = len(self.stack[0]) // self.config.rows_per_video
         rows = [slice(v, None, videos) for v in range(videos)]
         strides = self.config.moreg.strides if self.config.moreg else (1,)
@@ -145,6 +146,7 @@ def recorded(model: nn.Module, config: AdaCacheConfig, num_steps: int) -> Iterat
     """Record one sampling run of `model`, for simulations of any settings with the probes, the metric and the
     strides of `config`.
 
+    All rows and tokens have to be here: a run whose videos are shared among ranks cannot be recorded.
     Keeps the stack's and the probed residuals of all steps in memory until the recorder is dropped.
     Raises ValueError for a model without the slots, RuntimeError for one that is inside a `with` already.
     """

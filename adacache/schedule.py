@@ -55,6 +55,10 @@ class FixedSchedule:
 
     steps: out of 0 to num_steps-1; or a list of such lists, one for each video of a batch.
     signature: of the run in which they were recorded; another run is refused.  forecast: that run's order.
+    changes: those of the steps at which arguments that `recompute_on` names changed in a recorded run, in as
+    many lists; the replay takes them as given.  None: not recorded; such arguments are watched, and a step at
+    which they change is computed, too (for tensors, this alone waits for the device).
+    rows: lists of each video, above 1 where each row had a schedule of its own, see `Trace`.
     Raises ValueError where step 0 is missing, after which alone there is something to reuse, or where a step
     lies outside the run.
     """
@@ -63,6 +67,8 @@ class FixedSchedule:
     num_steps: int
     signature: Signature | None = None
     forecast: int = 0
+    changes: tuple[int, ...] | tuple[tuple[int, ...], ...] | None = None
+    rows: int = 1
 
     def __post_init__(self) -> None:
         if not isinstance(self.steps, list | tuple):
@@ -77,15 +83,18 @@ class FixedSchedule:
         return self.steps if isinstance(self.steps[0], tuple) else None
 
     def of_video(self, index: int) -> FixedSchedule:
-        return self if self.by_video is None else FixedSchedule(self.by_video[index], self.num_steps)
+        if self.by_video is None:
+            return self
+        changes = None if self.changes is None else self.changes[index]
+        return FixedSchedule(self.by_video[index], self.num_steps, changes=changes)
 
     def computes(self, step: int) -> bool:
         return step in self.steps
 
     def check_count(self, videos: int) -> None:
         if self.by_video is not None and len(self.by_video) != videos:
-            raise ValueError(f"schedule of {len(self.by_video)} videos in a batch of {videos}; allowed: as "
-                             "many")
+            raise ValueError(f"schedule of {len(self.by_video)} videos in a run that needs {videos}; "
+                             "allowed: as many")
 
     @classmethod
     def uniform(cls, k: int, num_steps: int) -> FixedSchedule:
@@ -99,16 +108,21 @@ class FixedSchedule:
         """The schedules of a recorded run, video by video.  source: as in `Trace.from_json`."""
         trace = Trace.from_json(source)
         lists = [tuple(video.computed_steps) for video in trace]
-        steps = lists[0] if len(set(lists)) == 1 else tuple(lists)
-        return cls(steps, trace.num_steps, trace.signature, trace.forecast)
+        known = all(video.changed_steps is not None for video in trace)
+        changes = [tuple(video.changed_steps) for video in trace] if known else [()] * len(lists)
+        if len(set(zip(lists, changes, strict=True))) == 1:  # for any number of videos
+            steps, changes, rows = lists[0], changes[0], 1
+        else:
+            steps, changes, rows = tuple(lists), tuple(changes), trace.rows
+        return cls(steps, trace.num_steps, trace.signature, trace.forecast, changes if known else None, rows)
 
 
 def checked_steps(steps: Iterable[int], num_steps: int) -> tuple[int, ...]:
     if not isinstance(num_steps, int) or not all(isinstance(step, int) for step in steps):
         raise ValueError(f"schedule={list(steps)} of num_steps={num_steps!r}; allowed: whole numbers")
     found = tuple(sorted(set(steps)))
+    if outside := [step for step in found if not 0 <= step < num_steps]:
+        raise ValueError(f"schedule step {outside[-1]}; allowed: 0 to {num_steps - 1}")
     if not found or found[0] != 0:
         raise ValueError(f"schedule={list(steps)} lacks step 0; allowed: step 0 and later ones")
-    if found[-1] >= num_steps:
-        raise ValueError(f"schedule step {found[-1]}; allowed: 0 to {num_steps - 1}")
     return found

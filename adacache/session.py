@@ -12,7 +12,6 @@ import logging
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any
 
 import torch
@@ -92,7 +91,7 @@ class Session:
         self.caches: list[ResidualCache] = []  # those in the model's slots
         self.rows = 0                          # of the batch, known once the model is called
         self.groups: list[Group] = []
-        self.trace = Trace(num_steps, [], forecast=config.forecast)
+        self.trace = Trace(num_steps, [], forecast=config.forecast)  # its rows are known with the batch
         self._running = False  # between begin_step and end_step
         self._watched: dict[str, Any] = {}  # arguments under which all stored residuals were computed
 
@@ -115,14 +114,16 @@ class Session:
         self._running = True
         changed = self._changed(watched)
         if self.step == 0 or any(changed):  # whoever has other ones now is due, so they hold for all
-            self._watched = {name: v.clone() if isinstance(v, Tensor) else v for name, v in watched.items()}
+            self._watched = {name: kept(value) for name, value in watched.items()}
         for group, is_changed in zip(self.groups, changed, strict=True):
             planned = group.schedule.computes(self.step)
             group.unplanned = is_changed and not planned
             group.due = planned or is_changed
             if is_changed:
                 group.known_from = self.step
+                group.record.changed_steps.append(self.step)
         self._prepare_caches()
+        self.clock.mixed = 0 < len(self.due) < len(self.groups)
         self._began = self.clock.mark()
 
     def start(self, x: Tensor) -> None:
@@ -131,8 +132,10 @@ class Session:
         groups = make_groups(self.config, len(x), self.num_steps)
         self.check_made_for(signature.input_shape)
         self.rows, self.groups, self.clock = len(x), groups, StepClock(x.device)
+        if self.config.decide == "row" and len(x) % self.config.rows_per_video == 0:
+            self.trace.rows = self.config.rows_per_video
         if self.stack is not None:
-            self.stack.measuring = partial(self.clock.span, "measuring")
+            self.stack.measuring = self.clock.measuring
         self.trace.signature = signature
         self.trace.videos += [group.record for group in groups]
 
@@ -148,10 +151,12 @@ class Session:
                 made.check(Signature(self.model, self.num_steps, shape), what)
 
     def _changed(self, watched: Mapping[str, Any]) -> list[bool]:
-        """For each group, whether its stored residuals belong to other arguments.
+        """For each group, whether its stored residuals belong to other arguments, now or in the run replayed.
 
         For tensors a device sync, the only one of a reused step: what to launch next depends on it.
         """
+        if (replayed := self.config.schedule) is not None and replayed.changes is not None:
+            return [self.step in group.schedule.changes for group in self.groups]
         known = watched.items() if self.step > 0 else ()
         answers = [differing_rows(value, self._watched[name], self.rows) for name, value in known]
         return [any(any(answer[group.rows]) for answer in answers) for group in self.groups]
@@ -188,7 +193,7 @@ class Session:
         new: the due rows, [b, (T S), C].  cached: all, [B, (T S), C].
         """
         due = self.due
-        with self.clock.span("measuring"):
+        with self.clock.measuring():
             for i, group in enumerate(due):
                 own_rows = new[i :: len(due)]
                 group.distances.append(METRICS[self.config.metric].sums(own_rows, cached[group.rows]))
@@ -203,10 +208,10 @@ class Session:
 
     def end_step(self) -> None:
         due = self.due
-        if len(due) in (0, len(self.groups)):
-            self.clock.add("computed" if due else "reused", self._began)
+        self.clock.add("mixed" if self.clock.mixed else "computed" if due else "reused", self._began)
         if due:
             check_saved(self.caches)
+            self._check_measured(due)
             for group in due:
                 group.record.computed_steps.append(self.step)
             if self.step > 0 and (self.config.schedule is None or self.config.forecast):
@@ -215,6 +220,17 @@ class Session:
             self.cache_bytes = max(self.cache_bytes, held_bytes(self.caches))
         self._running = False
         self.step += 1
+
+    def _check_measured(self, due: Sequence[Group]) -> None:
+        """Raise RuntimeError for a probed block that saved nothing at this step."""
+        if self.step > 0 and any(len(group.distances) < len(self.probed) for group in due):
+            raise RuntimeError(f"step {self.step}: not all of the probes {', '.join(self.probed)} saved a "
+                               "residual; allowed: the same ones in every computed step")
+
+    @property
+    def probed(self) -> list[str]:
+        """Probes in the model's slots."""
+        return [f"{cache.path}.{name}" for cache in self.caches for name in cache.probed]
 
     def _decide(self, due: Sequence[Group]) -> None:
         """For all due groups at once, by sums over all ranks: one all-reduce, one device sync."""
@@ -270,7 +286,7 @@ class Session:
         if self.num_steps < FEW_STEPS:
             logger.warning("num_steps=%d: %s", self.num_steps, FEW_STEPS_DOUBT)
         if self.config.schedule is None and (balance := self.clock.balance()) and balance[0] > balance[1]:
-            logger.warning("caching cost more than it saved: decisions %.3g s, reused steps saved %.3g s",
+            logger.warning("caching cost more than it saved: decisions %.3g s, reuse saved %.3g s",
                            *balance)
         for index, group in enumerate(self.groups):
             if len(group.record.computed_steps) == self.num_steps:
@@ -322,18 +338,28 @@ def always_last(guard: float) -> int:
     return 2 if guard == math.inf else 0
 
 
+def kept(value: Any) -> Any:
+    """As it is now, whatever becomes of it in place."""
+    if isinstance(value, tuple):
+        return tuple(map(kept, value))
+    return value.clone() if isinstance(value, Tensor) else value
+
+
 def differing_rows(value: Any, stored: Any, rows: int) -> list[bool]:
     """Which of the batch's rows have another value.
 
-    Tensors, numbers, texts and tuples by value, anything else by identity.
+    Tensors, numbers, texts and tuples of these by value, anything else by identity.
     """
+    if isinstance(value, tuple) and isinstance(stored, tuple) and len(value) == len(stored):
+        each = [differing_rows(*pair, rows) for pair in zip(value, stored, strict=True)]
+        return [any(of_row) for of_row in zip(*each, strict=True)] if each else [False] * rows
     if isinstance(value, Tensor) and isinstance(stored, Tensor):
         if value.shape != stored.shape:
             return [True] * rows
         if value.ndim > 0 and len(value) == rows:
             return (value != stored).reshape(rows, -1).any(dim=1).tolist()
         return [not torch.equal(value, stored)] * rows
-    plain = not isinstance(stored, Tensor) and isinstance(value, bool | int | float | str | tuple)
+    plain = not isinstance(stored, Tensor | tuple) and isinstance(value, bool | int | float | str)
     return [not (value is stored or (plain and value == stored))] * rows
 
 
@@ -369,8 +395,13 @@ def why_nothing(decisions: list[Decision], num_steps: int, guard: float) -> str:
     found = [d.regularized_distance for d in decisions if math.isfinite(d.regularized_distance)]
     if not found:
         return "no distance was a finite number"
-    errors = [d.error for d in decisions if d.error is not None and math.isfinite(d.error)]
-    guarded = f", under guard={guard:g} errors from {min(errors):.4g}" if errors and guard < math.inf else ""
+    least, guarded, larger = min(found), "", ""
+    known = [d for d in decisions if d.error is not None and math.isfinite(d.error)
+             and math.isfinite(d.regularized_distance)]
+    if known and guard < math.inf:
+        nearest = min(known, key=lambda d: d.error)  # both have to allow it, at one step
+        least = nearest.regularized_distance
+        guarded = f", under guard={guard:g} errors from {nearest.error:.4g}"
+        larger = f" with a guard of {nearest.error:.4g} or more"
     return (f"distances from {min(found):.4g} to {max(found):.4g}{guarded}; a codebook threshold above "
-            f"{min(found):.4g} with a rate of 2 or more would have fired"
-            + (f" with a guard of {min(errors):.4g} or more" if guarded else ""))
+            f"{least:.4g} with a rate of 2 or more would have fired{larger}")

@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 
 import torch
 
@@ -11,13 +11,16 @@ Mark = float | torch.cuda.Event
 
 
 class StepClock:
-    """Spans of a run by kind: "computed" and "reused" steps (not those that are both); what was spent on
-    "measuring", inside of computed steps, and on "deciding", after them."""
+    """Spans of a run by kind: steps "computed" or "reused" as a whole, and "mixed" ones, where some videos
+    were due; what was spent on "measuring", inside of computed steps, and on "deciding", after them.
 
-    KINDS = ("computed", "reused", "measuring", "deciding")
+    mixed: the running step is; what is measured in it counts apart.
+    """
+
+    KINDS = ("computed", "reused", "mixed", "measuring", "measuring, mixed", "deciding")
 
     def __init__(self, device: torch.device) -> None:
-        self.device = device
+        self.device, self.mixed = device, False
         self.spans: dict[str, list[tuple[Mark, Mark]]] = {kind: [] for kind in self.KINDS}
 
     def mark(self) -> Mark:
@@ -36,6 +39,9 @@ class StepClock:
         yield
         self.add(kind, since)
 
+    def measuring(self) -> AbstractContextManager[None]:
+        return self.span("measuring, mixed" if self.mixed else "measuring")
+
     def seconds(self, kind: str) -> list[float]:
         """Waits for the device."""
         spans = self.spans[kind]
@@ -46,12 +52,13 @@ class StepClock:
         return [start.elapsed_time(end) / 1000 for start, end in spans]
 
     def balance(self) -> tuple[float, float] | None:
-        """Seconds (spent on measuring and deciding, saved by reused steps); None where no step was reused as
-        a whole."""
+        """Seconds (spent on measuring and deciding, saved by not computing all of every step); None where
+        every step was computed as a whole, or none."""
         seconds = {kind: self.seconds(kind) for kind in self.KINDS}
-        computed, reused = seconds["computed"], seconds["reused"]
-        if not computed or not reused:
+        spent = {kind: sum(spans) for kind, spans in seconds.items()}
+        computed, partly = len(seconds["computed"]), len(seconds["reused"]) + len(seconds["mixed"])
+        if not computed or not partly:
             return None
-        measuring = sum(seconds["measuring"])
-        plain = (sum(computed) - measuring) / len(computed)  # of a step, had nobody measured
-        return measuring + sum(seconds["deciding"]), len(reused) * plain - sum(reused)
+        plain = (spent["computed"] - spent["measuring"]) / computed  # of a step, had nobody measured
+        saved = partly * plain - spent["reused"] - (spent["mixed"] - spent["measuring, mixed"])
+        return spent["measuring"] + spent["measuring, mixed"] + spent["deciding"], saved

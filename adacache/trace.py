@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -35,10 +35,15 @@ class Decision:
 
 @dataclass
 class VideoTrace:
-    """The computed steps and the decisions of the rows that share a schedule, in order."""
+    """The computed steps and the decisions of the rows that share a schedule, in order.
+
+    changed_steps: those at which arguments that `recompute_on` names were other ones than before; None in
+    records that do not tell.
+    """
 
     computed_steps: list[int] = field(default_factory=list)
     decisions: list[Decision] = field(default_factory=list)
+    changed_steps: list[int] | None = field(default_factory=list)
 
 
 @dataclass
@@ -46,12 +51,14 @@ class Trace:
     """One entry per schedule of the run: of each video, or of the whole batch with `decide="batch"`.
 
     signature: of the run; None where it is not known.  forecast: the order, 0 for plain reuse.
+    rows: entries of each video, above 1 with `decide="row"`: those of all first rows come first.
     """
 
     num_steps: int
     videos: list[VideoTrace]
     signature: Signature | None = None
     forecast: int = 0
+    rows: int = 1
 
     def __len__(self) -> int:
         return len(self.videos)
@@ -60,7 +67,10 @@ class Trace:
         return self.videos[index]
 
     def of_video(self, index: int) -> VideoTrace:
-        """A video's entry, or the one that it shares with the whole batch."""
+        """A video's entry, or the one that it shares with the whole batch; of several rows, what was done for
+        any of them."""
+        if self.rows > 1:
+            return merged(self.videos[index :: len(self.videos) // self.rows])
         return self.videos[index if len(self.videos) > 1 else 0]
 
     def __iter__(self) -> Iterator[VideoTrace]:
@@ -70,11 +80,9 @@ class Trace:
         """Plain data for `json.dump`.  A number that is NaN or infinite, which JSON has not, becomes null."""
         signature = {} if self.signature is None else {"signature": self.signature.to_json()}
         forecast = {"forecast": self.forecast} if self.forecast else {}
-        return {"num_steps": self.num_steps, **signature, **forecast, "videos": [
-            {"computed_steps": list(video.computed_steps),
-             "decisions": [decision_to_json(d) for d in video.decisions]}
-            for video in self.videos
-        ]}
+        rows = {"rows": self.rows} if self.rows > 1 else {}
+        return {"num_steps": self.num_steps, **signature, **forecast, **rows,
+                "videos": [video_to_json(video) for video in self.videos]}
 
     @classmethod
     def from_json(cls, source: str | Path | Mapping[str, Any]) -> Trace:
@@ -89,7 +97,7 @@ class Trace:
             signature = data.get("signature")
             return cls(data["num_steps"], [video_from(video) for video in data.get("videos", [data])],
                        None if signature is None else Signature.from_json(signature),
-                       data.get("forecast", 0))
+                       data.get("forecast", 0), data.get("rows", 1))
         except FileNotFoundError:
             raise FileNotFoundError(f"no trace: {name} does not exist; allowed: a run's JSON file") from None
         except (KeyError, TypeError, AttributeError, ValueError, OSError) as error:
@@ -98,11 +106,19 @@ class Trace:
 
     def timeline(self) -> str:
         """One line per video: # a computed step, . a reused one."""
-        width = len(str(len(self) - 1))
+        names = self.names()
+        width = max(map(len, names), default=0)
         return "\n".join(
-            f"video {i:>{width}}  {marks(v, self.num_steps)}  {len(v.computed_steps)} of {self.num_steps}"
-            for i, v in enumerate(self)
+            f"{name:<{width}}  {marks(v, self.num_steps)}  {len(v.computed_steps)} of {self.num_steps}"
+            for name, v in zip(names, self, strict=True)
         )
+
+    def names(self) -> list[str]:
+        """Of the entries."""
+        videos = len(self) // self.rows
+        width = len(str(videos - 1))
+        return [f"video {i % videos:>{width}}" + (f" row {i // videos}" if self.rows > 1 else "")
+                for i in range(len(self))]
 
     def plot(self, path: str | Path) -> None:
         """Distance, motion factor, rate and computed steps along the steps, as a PNG.  Needs matplotlib."""
@@ -115,8 +131,23 @@ class Trace:
         figure.savefig(path, dpi=200)
 
 
+def merged(rows: Sequence[VideoTrace]) -> VideoTrace:
+    changed = [row.changed_steps for row in rows if row.changed_steps is not None]
+    return VideoTrace(sorted({step for row in rows for step in row.computed_steps}),
+                      sorted((d for row in rows for d in row.decisions), key=lambda d: d.step),
+                      sorted({step for steps in changed for step in steps}) if changed else None)
+
+
+def video_to_json(video: VideoTrace) -> dict[str, Any]:
+    changed = {} if video.changed_steps is None else {"changed_steps": list(video.changed_steps)}
+    return {"computed_steps": list(video.computed_steps), **changed,
+            "decisions": [decision_to_json(d) for d in video.decisions]}
+
+
 def video_from(data: Mapping[str, Any]) -> VideoTrace:
-    return VideoTrace(list(data["computed_steps"]), [decision_from(d) for d in data.get("decisions", [])])
+    changed = data.get("changed_steps")
+    return VideoTrace(list(data["computed_steps"]), [decision_from(d) for d in data.get("decisions", [])],
+                      None if changed is None else list(changed))
 
 
 def decision_to_json(decision: Decision) -> dict[str, Any]:
@@ -161,7 +192,8 @@ def draw(trace: Trace, distances: Any, motions: Any, rates: Any, steps: Any) -> 
     rates.set_ylabel("cache rate")
     for axis in (distances, rates):
         axis.set_ylim(bottom=0)
-    steps.set_yticks(range(len(trace)), [f"video {i}: {len(v.computed_steps)}" for i, v in enumerate(trace)])
+    steps.set_yticks(range(len(trace)), [f"{name}: {len(video.computed_steps)}"
+                                         for name, video in zip(trace.names(), trace, strict=True)])
     steps.set_xlabel("denoising step (bars: computed in colour, reused in grey)")
     for axis in (distances, motions):
         handles, labels = axis.get_legend_handles_labels()

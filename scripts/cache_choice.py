@@ -161,6 +161,6 @@ def clip_record(session: Session | None, row: int, num_steps: int) -> dict[str, 
     """Computed steps and decisions; a trace has one entry per video, or one for all."""
     if session is None:
         return {"computed_steps": list(range(num_steps)), "decisions": []}
-    alone = replace(session.trace, videos=[session.trace.of_video(row)]).to_json()
+    alone = replace(session.trace, videos=[session.trace.of_video(row)], rows=1).to_json()
     videos = alone.pop("videos")
     return {**videos[0], **{key: value for key, value in alone.items() if key != "num_steps"}}

@@ -52,6 +52,7 @@ def test_an_unknown_key_is_named_with_near_ones(values, said):
     ({"rows_per_video": 0}, "rows_per_video=0; allowed: whole numbers from 1"),
     ({"probes": "temporal_blocks.13.attn"}, "probes='temporal_blocks.13.attn'; allowed: a list"),
     ({"probes": []}, "probes="),
+    ({"probes": ["a.attn", "a.attn"]}, "probes=.*; allowed: each once"),
     ({"recompute_on": "x_mask"}, "recompute_on='x_mask'; allowed: a list"),
     ({"recompute_on": [1]}, "recompute_on="),
     ({"moreg": True}, "moreg=True; allowed: None, or a MoRegConfig"),

@@ -253,8 +253,12 @@ def test_a_reused_step_is_one_addition():
 def test_a_replay_waits_for_no_device():
     # on the meta device there is no number to wait for: a decision cannot be taken there, a replay can
     model, x = toy().to("meta"), noise().to("meta")
-    with adaptive_cache(model, config(schedule=FixedSchedule.uniform(5, STEPS)), STEPS) as session:
+    recorded = {"num_steps": STEPS, "computed_steps": [0, 2, 5, 8], "changed_steps": [5], "forecast": 1}
+    with adaptive_cache(model, config(schedule=FixedSchedule.from_json(recorded)), STEPS) as session:
         sample(model, STEPS, x, [torch.ones(2, 3, device="meta")] * STEPS)
+    assert session.trace[0].computed_steps == [0, 2, 5, 8]
+    with adaptive_cache(model, config(schedule=FixedSchedule.uniform(5, STEPS)), STEPS) as session:
+        sample(model, STEPS, x)
     assert session.trace[0].computed_steps == [0, 2, 4, 6, 8]
     assert session.trace[0].decisions == []
     with pytest.raises((RuntimeError, NotImplementedError)), adaptive_cache(model, config(), STEPS):
@@ -272,14 +276,15 @@ def test_a_recorded_run_is_replayed_exactly():
 
 def test_a_batch_of_different_schedules_is_replayed_video_by_video():
     model, x = toy(), noise(rows=4) * torch.tensor([0.3, 3.0, 0.3, 3.0])[:, None, None]
-    with adaptive_cache(model, config(codebook=[(0.13, 3), (0.15, 2), (1.0, 1)]), STEPS) as session:
+    levels = [(0.13, 3), (0.15, 2), (1.0, 1)]
+    with adaptive_cache(model, config(codebook=levels, forecast=2), STEPS) as session:
         recorded = sample(model, STEPS, x)
     assert session.trace[0].computed_steps != session.trace[1].computed_steps, "the test shows nothing"
     replay = FixedSchedule.from_json(session.trace.to_json())
     with adaptive_cache(model, config(schedule=replay), STEPS) as again:
         assert torch.equal(sample(model, STEPS, x), recorded)
     assert [v.computed_steps for v in again.trace] == [v.computed_steps for v in session.trace]
-    with pytest.raises(ValueError, match="schedule of 2 videos in a batch of 1"), \
+    with pytest.raises(ValueError, match="schedule of 2 videos in a run that needs 1"), \
             adaptive_cache(model, config(schedule=replay), STEPS):
         sample(model, STEPS)
 
@@ -341,6 +346,36 @@ def test_a_change_of_the_frame_mask_makes_a_step_a_computed_one(changes, compute
     with adaptive_cache(model, config(recompute_on=()), STEPS) as session:  # as published
         sample(model, STEPS, masks=masks)
     assert session.trace[0].computed_steps == EVERY_THIRD
+
+
+def masks_that_change_at(*steps: int) -> list[torch.Tensor]:
+    """x_mask of each step, [2, 3]."""
+    return [torch.full((2, 3), float(sum(step >= change for change in steps))) for step in range(STEPS)]
+
+
+def test_a_replay_foretells_nothing_across_a_change_of_the_frame_mask_either():
+    model, masks, every_second = toy(), masks_that_change_at(5), config(codebook=[(10.0, 2)], forecast=2)
+    with adaptive_cache(model, every_second, STEPS) as session:
+        recorded = sample(model, STEPS, masks=masks)
+    assert session.trace[0].changed_steps == [5]
+    record = session.trace.to_json()
+    with adaptive_cache(model, config(schedule=FixedSchedule.from_json(record)), STEPS) as again:
+        assert torch.equal(sample(model, STEPS, masks=masks), recorded)
+    assert again.trace.to_json()["videos"][0]["changed_steps"] == [5]
+    del record["videos"][0]["changed_steps"]  # as of an earlier version: the mask itself tells
+    with adaptive_cache(model, config(schedule=FixedSchedule.from_json(record)), STEPS):
+        assert torch.equal(sample(model, STEPS, masks=masks), recorded)
+
+
+def test_a_schedule_that_knows_nothing_of_frame_masks_is_computed_where_they_change_too():
+    schedule = FixedSchedule((0, 1, 2, 4, 8), STEPS, forecast=1)
+    model = toy()
+    with adaptive_cache(model, config(schedule=schedule), STEPS) as session:
+        sample(model, STEPS, masks=masks_that_change_at(6))
+    assert session.trace[0].computed_steps == [0, 1, 2, 4, 6, 8]
+    with adaptive_cache(model, config(schedule=schedule, recompute_on=()), STEPS) as session:
+        sample(model, STEPS, masks=masks_that_change_at(6))
+    assert session.trace[0].computed_steps == [0, 1, 2, 4, 8]
 
 
 def test_a_mask_written_in_place_and_one_that_comes_or_goes_are_changes():

@@ -234,10 +234,11 @@ def test_what_was_not_recorded_is_not_simulated(settings, message):
 
 def test_half_a_run_is_no_recording():
     model, settings = toy(), AdaCacheConfig(probes=["blocks.1.attn"])
-    with pytest.raises(RuntimeError, match="0 steps recorded; allowed: a run of num_steps=6"), \
+    with pytest.raises(RuntimeError, match="0 steps of the stack recorded; allowed: a run of num_steps=6"), \
             recorded(model, settings, 6) as recorder:
         recorder.recording()
-    with pytest.raises(RuntimeError, match="5 steps recorded"), recorded(model, settings, 6) as recorder:
+    with pytest.raises(RuntimeError, match="5 steps of the stack recorded"), \
+            recorded(model, settings, 6) as recorder:
         sample(model, 5, noise())
         recorder.recording()
     with pytest.raises(ValueError, match="rows_per_video=2, but .* a batch of 3"), \

@@ -2,7 +2,7 @@
 import pytest
 from toy_dit import ToyDiT, noise, sample, toy
 
-from adacache import AdaCacheConfig, FixedSchedule, MoRegConfig, adaptive_cache, explain
+from adacache import AdaCacheConfig, FixedSchedule, MoRegConfig, Signature, adaptive_cache, explain
 
 LEVELS = [(0.1, 6), (0.2, 3), (1.0, 1)]
 
@@ -22,10 +22,10 @@ def test_the_whole_of_it(capsys):
     ]
 
 
-@pytest.mark.parametrize("granularity", ["stack", "block"])
-def test_the_bytes_are_those_that_a_run_then_holds(capsys, granularity):
-    model, config = toy(), AdaCacheConfig(codebook=LEVELS, probes=["blocks.1.attn"], granularity=granularity)
-    keeps = told(capsys, model, shape=tuple(noise().shape), granularity=granularity)[3]
+@pytest.mark.parametrize("settings", [dict(), dict(granularity="block"), dict(forecast=1), dict(forecast=2)])
+def test_the_bytes_are_those_that_a_run_then_holds(capsys, settings):
+    model, config = toy(), AdaCacheConfig(codebook=LEVELS, probes=["blocks.1.attn"], **settings)
+    keeps = told(capsys, model, shape=tuple(noise().shape), **settings)[3]
     with adaptive_cache(model, config, 30) as session:
         sample(model, 30)
     assert keeps.endswith(f": {session.cache_bytes:,} bytes")
@@ -49,6 +49,18 @@ def test_a_guard_may_compute_every_step(capsys):
 def test_without_a_number_of_steps_there_is_nothing_to_tell(capsys, num_steps):
     assert told(capsys, toy(), num_steps) == [
         f"will not work: num_steps={num_steps!r}; allowed: whole numbers from 1"]
+
+
+@pytest.mark.parametrize("settings, said", [
+    (dict(schedule=FixedSchedule((0, 2), 30, forecast=2), granularity="block"), "forecast=2 and granularity"),
+    (dict(schedule=FixedSchedule((0, 2), 30, Signature("Other-1", 30, (2,)))), "model='Other-1'"),
+])
+def test_what_the_with_refuses_is_told(capsys, settings, said):
+    with pytest.raises(ValueError) as error, \
+            adaptive_cache(toy(), AdaCacheConfig(probes=["blocks.1.attn"], **settings), 30):
+        pass
+    assert said in str(error.value)
+    assert f"will not work: {error.value}" in told(capsys, toy(), **settings)
 
 
 def test_a_schedule_known_beforehand(capsys):

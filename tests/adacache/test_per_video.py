@@ -3,7 +3,7 @@ import pytest
 import torch
 from toy_dit import noise, sample, toy
 
-from adacache import AdaCacheConfig, MoRegConfig, adaptive_cache
+from adacache import AdaCacheConfig, FixedSchedule, MoRegConfig, adaptive_cache
 
 STEPS = 16
 # thresholds within the spread of the toy's distances, so that videos differ
@@ -60,6 +60,22 @@ def test_a_row_can_decide_for_itself():
         alone, own = run(model, x[index : index + 1], decide="row")
         assert session.trace[index].computed_steps == own.trace[0].computed_steps
         torch.testing.assert_close(out[index : index + 1], alone, rtol=1e-5, atol=1e-6)
+
+
+def test_of_a_video_whose_rows_decide_for_themselves_the_trace_tells_both():
+    model, x = toy(), videos(2)
+    _, session = run(model, x, decide="row")
+    steps = [set(row.computed_steps) for row in session.trace]
+    assert len({frozenset(each) for each in steps}) > 1, "the test shows nothing"
+    for video in (0, 1):  # rows 0 and 2, 1 and 3
+        own = session.trace.of_video(video)
+        assert own.computed_steps == sorted(steps[video] | steps[video + 2])
+        assert len(own.decisions) == sum(len(session.trace[row].decisions) for row in (video, video + 2))
+    names = [line[:13] for line in session.trace.timeline().splitlines()]
+    assert names == ["video 0 row 0", "video 1 row 0", "video 0 row 1", "video 1 row 1"]
+    replay = FixedSchedule.from_json(session.trace.to_json())
+    _, again = run(model, x, schedule=replay)
+    assert [row.computed_steps for row in again.trace] == [row.computed_steps for row in session.trace]
 
 
 def test_one_decision_for_the_batch_has_one_entry_in_the_trace():

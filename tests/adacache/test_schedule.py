@@ -37,20 +37,22 @@ def test_a_recorded_run_becomes_a_schedule(tmp_path):
     beside_the_sample = {"prompt": "a red square", "num_steps": 10, "computed_steps": [0, 1, 4, 8, 9]}
     file = tmp_path / "sample_0000.json"
     file.write_text(json.dumps(beside_the_sample))
-    for source in (trace.to_json(), beside_the_sample, file, str(file)):
+    for source in (beside_the_sample, file, str(file)):  # of an earlier version
         assert FixedSchedule.from_json(source) == FixedSchedule((0, 1, 4, 8, 9), 10)
+    assert FixedSchedule.from_json(trace.to_json()) == FixedSchedule((0, 1, 4, 8, 9), 10, changes=())
 
 
 def test_videos_with_different_schedules_keep_their_own():
     schedule = FixedSchedule.from_json(Trace(10, [VideoTrace([0, 1]), VideoTrace([0, 2])]).to_json())
-    assert schedule == FixedSchedule([[0, 1], [0, 2]], 10)
+    assert schedule == FixedSchedule([[0, 1], [0, 2]], 10, changes=((), ()))
     assert [schedule.of_video(i).steps for i in (0, 1)] == [(0, 1), (0, 2)]
-    with pytest.raises(ValueError, match="schedule of 2 videos in a batch of 3; allowed: as many"):
+    with pytest.raises(ValueError, match="schedule of 2 videos in a run that needs 3; allowed: as many"):
         schedule.check_count(3)
 
 
 @pytest.mark.parametrize("steps, said", [((1, 2), "lacks step 0"), ((), "lacks step 0"),
-                                         ((-1, 0), "lacks step 0"), ((0, 10), "step 10; allowed: 0 to 9"),
+                                         ((-1, 0), "step -1; allowed: 0 to 9"),
+                                         ((0, 10), "step 10; allowed: 0 to 9"),
                                          ((0, 1.5), "allowed: whole numbers")])
 def test_a_schedule_that_cannot_run_is_an_error(steps, said):
     with pytest.raises(ValueError, match=said):

@@ -1,13 +1,15 @@
 """Decisions of whole runs, worked out by hand on models whose residuals are given."""
 import logging
+import re
 import time
 from dataclasses import replace
 
 import pytest
 import torch
-from toy_dit import ScriptedDiT, play, sample, toy
+from toy_dit import ScriptedDiT, ToyDiT, noise, play, sample, toy
 
 from adacache import AdaCacheConfig, MoRegConfig, Session, adaptive_cache
+from adacache.session import differing_rows
 
 BY_BLOCK = {"probes": ["blocks.0.attn"], "granularity": "block", "decide": "batch"}
 TWO_LEVELS = [(0.15, 2), (0.5, 1)]
@@ -191,3 +193,73 @@ def test_a_cache_that_costs_more_than_it_saves_says_so(caplog, monkeypatch):
     monkeypatch.setattr(Session, "_plan", lambda session, *found: (time.sleep(0.03), plan(session, *found)))
     run(Slow(growing(1.0, 14)), 14)
     assert "caching cost more than it saved: decisions 0." in caplog.text
+
+
+class SlowRows(ToyDiT):
+    """Takes its time for every row that runs through the blocks."""
+
+    def forward(self, x, t, x_mask=None):
+        before = self.rows_run
+        out = super().forward(x, t, x_mask)
+        time.sleep(0.002 * (self.rows_run - before))
+        return out
+
+
+def test_what_steps_save_that_are_computed_for_some_videos_alone_counts(caplog, monkeypatch):
+    plan = Session._plan
+    monkeypatch.setattr(Session, "_plan", lambda session, *found: (time.sleep(0.002), plan(session, *found)))
+    model, x = SlowRows(), noise(rows=8) * torch.linspace(0.3, 3.0, 4).repeat(2)[:, None, None]
+    codebook = [(0.1, 5), (0.12, 4), (0.15, 3), (9.0, 2)]
+    with adaptive_cache(model, AdaCacheConfig(probes=["blocks.1.attn"], codebook=codebook), 16) as session:
+        sample(model, 16, x)
+    assert session.clock.spans["mixed"], "the test shows nothing"
+    assert "caching cost more" not in caplog.text
+
+
+class Forgetful(ToyDiT):
+    """Its probed block saves nothing from the third call on."""
+
+    calls = 0
+
+    def forward(self, x, t, x_mask=None):
+        self.calls += 1
+        slot = self.blocks[1]
+        if self.calls > 2:
+            kept, slot.residual_cache = slot.residual_cache, None
+        out = super().forward(x, t, x_mask)
+        if self.calls > 2:
+            slot.residual_cache = kept
+        return out
+
+
+def test_a_probed_block_that_stops_saving_is_named():
+    config = AdaCacheConfig(probes=["blocks.1.attn"], codebook=[(9.0, 1)])
+    with pytest.raises(RuntimeError, match="step 2: not all of the probes blocks.1.attn saved a residual"), \
+            adaptive_cache(model := Forgetful(), config, 14):
+        sample(model, 14)
+
+
+@pytest.mark.parametrize("value, other, differs", [
+    ((1, torch.ones(2)), (1, torch.ones(2)), [False, False]),
+    ((1, torch.ones(2)), (1, torch.tensor([1.0, 2.0])), [False, True]),
+    ((1, (2, "a")), (1, (2, "b")), [True, True]),
+    ((1,), (1, 2), [True, True]), ((), (), [False, False]),
+])
+def test_watched_tuples_are_compared_by_what_is_in_them(value, other, differs):
+    assert differing_rows(value, other, 2) == differs
+
+
+def test_what_would_have_fired_fires(caplog):
+    """Distance and error of one step: the smallest of each may be of different steps."""
+    model = toy()
+
+    def nothing_reused(threshold: float, guard: float) -> str:
+        caplog.clear()
+        settings = AdaCacheConfig(probes=["blocks.1.attn"], codebook=[(threshold, 2)], guard=guard)
+        with adaptive_cache(model, settings, 14):
+            sample(model, 14)
+        return next((r.getMessage() for r in caplog.records if "nothing was reused" in r.getMessage()), "")
+
+    said = nothing_reused(1e-6, 1e-3)
+    threshold, guard = re.search(r"threshold above (\S+) with .* a guard of (\S+) or more", said).groups()
+    assert not nothing_reused(1.001 * float(threshold), 1.001 * float(guard))
