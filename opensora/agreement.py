@@ -30,12 +30,18 @@ def read_alike(read: Callable[[], Plan], describe: Callable[[Plan], Mapping[str,
         error = caught
     errors = of_all_processes([None if error is None else f"{type(error).__name__}: {error}"])
     if error is not None and len(set(errors)) == 1:
-        raise error
+        raise met_by_all(error)
     for rank, text in enumerate(errors):
         if text is not None:
-            raise ValueError(f"on rank {rank}: {text}")
+            raise met_by_all(ValueError(f"on rank {rank}: {text}"))
     check_same(told)
     return plan
+
+
+def met_by_all(error: Exception) -> Exception:
+    """Marked as one that every rank raises, so that it is said once."""
+    error.met_by_all = True
+    return error
 
 
 def check_same(told: dict[str, str]) -> None:
@@ -48,5 +54,5 @@ def check_same(told: dict[str, str]) -> None:
         for key in {**first, **other}:
             here, there = (values.get(key, "missing") for values in (first, other))
             if here != there:
-                raise ValueError(f"{key}={there} on rank {rank}, but {here} on rank 0; "
-                                 "allowed: the same on all ranks")
+                raise met_by_all(ValueError(f"{key}={there} on rank {rank}, but {here} on rank 0; "
+                                            "allowed: the same on all ranks"))

@@ -45,6 +45,8 @@ def process_group(launcher: str = "torch") -> Iterator[None]:
     # gloo beside nccl: for Python objects, and for `--device cpu` where there is a GPU
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     if launcher == "colossalai":
+        if restarts():
+            raise ValueError("launcher='colossalai' after a restart by torchrun; allowed then: torch")
         import colossalai
 
         # version 0.5.0 takes its accelerator's own backend instead, nccl alone on GPUs, and torch's timeout

@@ -70,7 +70,8 @@ class RollCall:
 
     @classmethod
     def of_this_run(cls, leave: Callable[[str], object]) -> RollCall:
-        return cls(torchrun_store(), rank(), world_size(), leave=leave)
+        # torchrun's store outlives the processes that it starts again
+        return cls(torchrun_store(f"roll_call/{restarts()}"), rank(), world_size(), leave=leave)
 
     def __enter__(self) -> RollCall:
         self.heard_at = dict.fromkeys(self.listened_to, time.monotonic())
@@ -171,10 +172,16 @@ class RollCall:
                 self.lost = f"rank {r} did not answer for {self.silence:.0f} s"
 
 
-def torchrun_store() -> dist.Store | None:
-    """A connection of its own to the store that torchrun announces; None for a process alone."""
+def torchrun_store(name: str) -> dist.Store | None:
+    """A part of its own of the store that torchrun announces; None for a process alone."""
     if world_size() == 1:
         return None
     store = dist.TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False,
                           timeout=timedelta(seconds=SILENCE))
-    return dist.PrefixStore(f"roll_call/{restarts()}", store)  # which outlives the processes
+    return dist.PrefixStore(name, store)
+
+
+def began() -> float:
+    """When this run did, in seconds since the epoch: before torchrun started its processes again."""
+    now, store = time.time(), torchrun_store("began")
+    return now if store is None else float(store.compare_set("time", "", str(now)))

@@ -12,6 +12,7 @@ from torch import nn
 
 from adacache import PUBLISHED_KEYS, AdaCacheConfig, Ranks, Session, adaptive_cache
 from adacache.ranks import ALONE
+from opensora.registry import SCHEDULERS, build_module
 
 CODEBOOKS = ("slow", "fast", "published-slow", "published-fast")
 ALLOWED = f"off, {', '.join(CODEBOOKS)}, or a JSON file with settings of AdaCacheConfig"
@@ -77,9 +78,16 @@ def read_profile(path: str, sampler: object = None) -> AdaCacheConfig:
 
 
 def check_sampler(read: object, sampler: Mapping[str, Any]) -> None:
-    """Raise ValueError where a profile tells another value of what `sampler` tells, such as its guidance."""
+    """Raise ValueError where a profile was made with another sampler, such as another guidance.
+
+    What one of them leaves to its default counts, too.
+    """
     made = read.get("sampler") if isinstance(read, Mapping) else None
-    for key in sorted(made.keys() & sampler.keys()) if isinstance(made, Mapping) else ():
+    if not isinstance(made, Mapping):
+        return
+    with suppress(TypeError, ValueError, KeyError):  # a sampler that cannot be built is said so elsewhere
+        made, sampler = (build_module(dict(each), SCHEDULERS).of_a_run for each in (made, sampler))
+    for key in sorted(made.keys() & sampler.keys()):
         if made[key] != sampler[key]:
             raise ValueError(f"made with scheduler.{key}={made[key]!r}, but here it is {sampler[key]!r}; "
                              "allowed: the same, or any_signature=True in its settings")

@@ -10,20 +10,24 @@ from opensora.agreement import BAD_INPUT
 
 
 def exit_status(run: Callable[[], int | None], stopped: str = "stopped") -> int:
-    """Run `run`, which may return a status, and say what went wrong, once under torchrun.
+    """Run `run`, which may return a status, and say what went wrong: under torchrun what all ranks met once.
 
     Errors of other kinds are defects and keep their traceback.
     """
+    rank = os.environ.get("RANK", "0")  # the process group is gone when it is asked for
     try:
         return run() or 0
     except BAD_INPUT as error:
         logging.getLogger("opensora").debug("what led there:", exc_info=True)
-        status, last = 2, f"error: {one_line(error)}"
+        if rank == "0":
+            print(f"error: {one_line(error)}", file=sys.stderr)
+        elif not getattr(error, "met_by_all", False):
+            print(f"error on rank {rank}: {one_line(error)}", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
-        status, last = 130, stopped
-    if os.environ.get("RANK", "0") == "0":  # the process group is gone
-        print(last, file=sys.stderr)
-    return status
+        if rank == "0":
+            print(stopped, file=sys.stderr)
+        return 130
 
 
 def one_line(error: BaseException) -> str:

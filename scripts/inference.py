@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import signal
 import sys
@@ -16,7 +17,7 @@ from typing import Any, NoReturn
 
 import torch
 from cache_choice import ALLOWED, take_cache_config
-from exit_status import BAD_INPUT, exit_status, one_line
+from exit_status import BAD_INPUT, exit_status
 from rank_log import open_rank_log
 from rich.console import Console
 from rich.logging import RichHandler
@@ -34,7 +35,7 @@ from opensora.parallel import (
     rank,
     restarts,
 )
-from opensora.roll_call import RankLost, RollCall
+from opensora.roll_call import RankLost, RollCall, began
 from opensora.utils.command_line import OneLineParser, inference_parser, overrides
 from opensora.utils.config import flattened, read_config
 from opensora.utils.failure_list import FailureList
@@ -54,8 +55,11 @@ class Plan:
     requests: list[SampleRequest]
     refused: Mapping[Path, Exception]
 
-    def must_make(self, request: SampleRequest) -> bool:
-        return self.config.overwrite or not is_finished(request.file)
+    def must_make(self, request: SampleRequest, since: float = math.inf) -> bool:
+        """since: with `overwrite`, what was made before then is made again."""
+        record = request.file.with_suffix(".json")
+        kept = is_finished(request.file) and (not self.config.overwrite or record.stat().st_mtime >= since)
+        return not kept
 
     def describe(self) -> dict[str, str]:
         """All that has to be the same on every rank, by config key."""
@@ -79,7 +83,7 @@ def run(argv: list[str] | None) -> int:
     """Check everything, then load, make and sum up; the exit status."""
     plan = read_alike(lambda: read_plan(argv), Plan.describe)
     mesh = Mesh.of(plan.config.sp_size, plan.config.cfg_size)
-    missing, given_up = tidy_and_list_missing(plan)
+    missing, given_up = tidy_and_list_missing(plan, began())
     own = missing[mesh.dp_rank :: mesh.dp_size]  # each process knows its share without asking
     try:
         with open_rank_log(plan.config.save_dir), RollCall.of_this_run(leave_lost) as roll_call:
@@ -95,10 +99,6 @@ def run(argv: list[str] | None) -> int:
             return report.finish()
     except RankLost as error:
         leave_lost(str(error))
-    except BAD_INPUT as error:
-        if rank() > 0:  # rank 0's is said at the end
-            print(f"error on rank {rank()}: {one_line(error)}", file=sys.stderr)
-        raise
 
 
 def chosen_launcher(argv: list[str] | None) -> str:
@@ -126,15 +126,19 @@ def read_plan(argv: list[str] | None) -> Plan:
     set_up_logging(config.verbose)
     plan = Plan(args["config"], config, cache, plan_samples(config), {})
     asked = [request for request in plan.requests if plan.must_make(request)]
-    return replace(plan, refused=bad_references(asked, config))
+    refused = bad_references(asked, config)
+    if refused and len(refused) == len(plan.requests):
+        raise next(iter(refused.values()))
+    return replace(plan, refused=refused)
 
 
-def tidy_and_list_missing(plan: Plan) -> tuple[list[SampleRequest], list[SampleRequest]]:
+def tidy_and_list_missing(plan: Plan, began: float) -> tuple[list[SampleRequest], list[SampleRequest]]:
     """What is to be made, and what is given up, the same on every rank; what an earlier run left half done is
     cleared.
 
     A sample that ends the run, as one for which a single rank has too little memory, shall keep no other from
     being made: what failed before comes last, and is given up where torchrun started the run again.
+    began: when it did first, see `Plan.must_make`.
     """
     folder, failures = Path(plan.config.save_dir), FailureList(plan.config.save_dir, rank())
     sweep_partials(folder, {request.file.with_suffix(suffix).name for request in plan.requests
@@ -142,7 +146,8 @@ def tidy_and_list_missing(plan: Plan) -> tuple[list[SampleRequest], list[SampleR
     if rank() == 0:
         failures.merge(final=True)
     # a sample that only one node's disk has is finished, too
-    kept = set(of_all_processes([request.file for request in plan.requests if not plan.must_make(request)]))
+    kept = set(of_all_processes([request.file for request in plan.requests
+                                if not plan.must_make(request, began)]))
     failed = set(of_all_processes(failures.names() if rank() == 0 else []))
     missing = [request for request in plan.requests if request.file not in kept | plan.refused.keys()]
     others, again = ([request for request in missing if (request.file.name in failed) == did]

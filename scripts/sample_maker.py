@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import gc
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from run_report import RunReport
 from step_bar import StepBar
 from tally import Tally
 
-from adacache import AdaCacheConfig, Ranks
+from adacache import AdaCacheConfig, Ranks, ranks
 from opensora import parallel
 from opensora.parallel import Mesh, group_size, rank
 from opensora.pipeline import Pipeline, Sample, SamplingContext
@@ -31,9 +32,9 @@ def make_samples(
     mesh: ranks that make the same videos; the first of them saves, reports and counts them.
     Raises RankLost where another process of the run is lost.
     """
-    ranks = Ranks(mesh.video, mesh.cfg)
-    opened = partial(open_cache, cache, ranks=ranks)
-    pipeline = Pipeline.load(config, partial(check_cache, cache, ranks=ranks), mesh)
+    together = Ranks(mesh.video, mesh.cfg)
+    opened = partial(open_cache, cache, ranks=together)
+    pipeline = Pipeline.load(config, partial(check_cache, cache, ranks=together), mesh)
     with StepBar(visible=rank() == 0 and config.verbose > 0) as bar:
         for start in range(0, len(requests), config.batch_size):
             batch = requests[start : start + config.batch_size]
@@ -57,14 +58,15 @@ def make_batch(
     config, num_steps = pipeline.config, pipeline.scheduler.num_sampling_steps
     bar.start_batch(batch, config.loop * num_steps, report.progress() if report.planned > 1 else "")
     try:
-        samples = pipeline.generate(batch, opened, step)
+        with report.failures.standing(batch) if first else nullcontext():
+            samples = pipeline.generate(batch, opened, step)
     except RankLost:
         raise
     except Exception as error:  # whatever it is, the other videos can still be made
         samples = None
         try:
             report.roll_call.fail_together(f"{batch[0].file.name} ({len(batch)})",
-                                           group_size(pipeline.mesh.video), parallel.begun)
+                                           group_size(pipeline.mesh.video), parallel.begun + ranks.begun)
         except RankLost:
             for request in batch:
                 report.failed(request, error)

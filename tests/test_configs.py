@@ -85,6 +85,11 @@ def test_a_profile_is_refused_with_another_sampler_than_it_was_made_with():
                                              r" it is 7.0; allowed: the same"):
             take_cache_config({**choice, "model": {}, "scheduler": {**sampler, "cfg_scale": 7.0}},
                               None if choice else profile)
+    for other, said in (({"use_discrete_timesteps": True}, "_timesteps=False, but here it is True"),
+                        ({"cfg_scale": None}, "cfg_scale=5.0, but here it is 4.0")):  # by default
+        scheduler = {key: value for key, value in {**sampler, **other}.items() if value is not None}
+        with pytest.raises(ValueError, match=said):
+            take_cache_config({"adacache": profile, "model": {}, "scheduler": scheduler})
 
 
 @pytest.mark.parametrize("path", PROFILES, ids=lambda path: path.stem)

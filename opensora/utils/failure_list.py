@@ -1,12 +1,14 @@
 """SAVE_DIR/failed.jsonl: the samples that are missing because making them failed, and why.
 
 Each rank appends to a file of its own and rank 0 merges these: on network file systems, lines that several
-hosts append to one file clobber one another.
+hosts append to one file clobber one another.  A sample that is being made stands in a file, too, which only a
+rank that is killed meanwhile leaves behind: the next run takes it for a failure.
 """
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -25,12 +27,26 @@ class FailureList:
 
     def add(self, request: SampleRequest, cause: str) -> None:
         """cause: `Type: message`."""
-        entry = {"prompt_index": request.index, "sample_index": request.k, "prompt": request.prompt,
-                 "file": request.file.name, "cause": cause, "rank": self.rank,
-                 "time": datetime.now(timezone.utc).isoformat(timespec="seconds")}
         self.folder.mkdir(parents=True, exist_ok=True)
         with (self.folder / f".failed.{self.rank}.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps(entry) + "\n")
+            file.write(json.dumps(self._entry(request, cause)) + "\n")
+
+    @contextmanager
+    def standing(self, requests: Sequence[SampleRequest]) -> Iterator[None]:
+        """While they are made, for the case that this process is killed."""
+        mark = self.folder / f".making.{self.rank}.jsonl"
+        self.folder.mkdir(parents=True, exist_ok=True)
+        entries = [self._entry(request, "killed: its process ended meanwhile") for request in requests]
+        mark.write_text("".join(json.dumps(entry) + "\n" for entry in entries), encoding="utf-8")
+        try:
+            yield
+        finally:
+            mark.unlink(missing_ok=True)
+
+    def _entry(self, request: SampleRequest, cause: str) -> dict[str, Any]:
+        return {"prompt_index": request.index, "sample_index": request.k, "prompt": request.prompt,
+                "file": request.file.name, "cause": cause, "rank": self.rank,
+                "time": datetime.now(timezone.utc).isoformat(timespec="milliseconds")}
 
     def names(self) -> list[str]:
         """Of the files of all samples in the list."""
@@ -39,13 +55,12 @@ class FailureList:
     def merge(self, final: bool = False) -> None:
         """On rank 0: make the list tell the present state; without entries there is no file.
 
-        final: no rank adds any more, so that their files can go.
+        final: no rank makes anything, so that their files can go.
         """
-        parts = list(self.folder.glob(".failed.*.jsonl"))
-        entries = {entry["file"]: entry for entry in _entries(self.file)
-                   if not is_finished(self.folder / entry["file"])}
-        # with --overwrite a sample can fail whose earlier video is still there
-        entries |= {entry["file"]: entry for part in parts for entry in _entries(part)}
+        parts = [*(self.folder.glob(".making.*.jsonl") if final else ()),
+                 *self.folder.glob(".failed.*.jsonl")]
+        told = (entry for part in (self.file, *parts) for entry in _entries(part))
+        entries = {entry["file"]: entry for entry in told if not self._made_since(entry)}
         ordered = sorted(entries.values(), key=lambda entry: (entry["prompt_index"], entry["sample_index"]))
         if ordered:
             write_whole(self.file, "".join(json.dumps(entry) + "\n" for entry in ordered))
@@ -53,6 +68,12 @@ class FailureList:
             self.file.unlink(missing_ok=True)
         for part in parts if final else []:
             part.unlink()
+
+    def _made_since(self, entry: Mapping[str, Any]) -> bool:
+        """With --overwrite a sample can fail whose earlier video is still there."""
+        file = self.folder / entry["file"]
+        when = datetime.fromisoformat(entry["time"]).timestamp() if "time" in entry else 0
+        return is_finished(file) and file.with_suffix(".json").stat().st_mtime >= when
 
 
 def _entries(file: Path) -> Iterator[dict[str, Any]]:

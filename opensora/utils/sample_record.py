@@ -28,9 +28,13 @@ def describe(
 
 
 def save_with_record(sample: Sample, request: SampleRequest, fps: float, record: dict[str, Any]) -> Path:
-    """Write the JSON, then the video (or picture); without the video, the JSON goes again."""
+    """Write the JSON, then the video (or picture); without the video, the JSON goes again.
+
+    An earlier video goes first: whenever this ends, a record never stands beside another run's video.
+    """
     text, path = json.dumps(record, indent=2) + "\n", request.file.with_suffix(".json")
     try:
+        request.file.unlink(missing_ok=True)
         write_whole(path, text)
         return save_sample(sample.video, request.file.with_suffix(""), fps=fps)
     except BaseException:

@@ -51,8 +51,7 @@ class SampleRequest:
 def plan_samples(config: InferenceConfig) -> list[SampleRequest]:
     """All samples of a config, prompt by prompt.
 
-    Raises ValueError or FileNotFoundError for malformed prompts, JSON and mask strategies, and for references
-    that are not there.
+    Raises ValueError or FileNotFoundError for malformed prompts, JSON and mask strategies.
     """
     prompts, first = _prompts(config)
     references = _per_prompt("reference_path", config.reference_path, len(prompts))
@@ -79,7 +78,7 @@ def bad_references(requests: list[SampleRequest], config: InferenceConfig) -> di
     """Read every reference once, so that a bad one is found before anything is made.
 
     Returns: file of a sample -> why its reference cannot be used: it is missing, unreadable, empty, or too
-    short for the mask strategy.  Raises that error where no sample can be made.
+    short for the mask strategy.
     """
     lengths: dict[str, list[int]] = {}
     bad: dict[Path, Exception] = {}
@@ -88,8 +87,6 @@ def bad_references(requests: list[SampleRequest], config: InferenceConfig) -> di
             _check_reference(request, config, lengths)
         except (ValueError, OSError) as error:
             bad[request.file] = error
-    if bad and len(bad) == len(requests):
-        raise next(iter(bad.values()))
     return bad
 
 
@@ -151,15 +148,11 @@ def _file(
 
 
 def _reference(path: str, config: InferenceConfig, index: int, prompt: str, k: int) -> str:
-    """`path`, or the picture of this sample where `path` is a folder."""
+    """`path`, or in a folder the picture of this sample: named as the sample, and there or not."""
     if not path or not Path(path).is_dir():
         return path
     names = [_file(path, config, index, prompt, k, suffix) for suffix in IMAGE_EXTENSIONS + VIDEO_EXTENSIONS]
-    found = next((name for name in names if name.is_file()), None)
-    if found is None:
-        raise FileNotFoundError(f"reference_path={path!r} is a folder without {names[0].name!r}; "
-                                "allowed: a folder with one picture per sample, named as the sample")
-    return str(found)
+    return str(next((name for name in names if name.is_file()), names[0]))
 
 
 def _check_conditions(request: SampleRequest, config: InferenceConfig) -> None:

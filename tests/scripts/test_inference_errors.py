@@ -184,7 +184,7 @@ def test_unreadable_and_empty_files(refused, tmp_path):
         assert name in line and message in line
     (tmp_path / "pictures").mkdir()
     line = refused("--reference-path", tmp_path / "pictures", "--mask-strategy", "0")
-    assert "is a folder without 'sample_0000.png'" in line
+    assert "pictures/sample_0000.png' does not exist" in line
 
 
 def test_a_bad_profile(refused, tmp_path):

@@ -87,9 +87,23 @@ def test_a_bad_reference_among_many_prompts_is_recorded_and_the_run_goes_on(infe
     assert (first["file"], second["file"]) == ("sample_0000.png", "sample_0003.png")
     assert first["cause"] == "FileNotFoundError: reference_path: image 'no.png' does not exist"
     assert re.search(r"^2 videos in .*, 2 failed: ", capsys.readouterr().out, re.MULTILINE)
+    assert inference(*flags, "--verbose", "0") == 1  # once more: the same
+    assert "2 existing kept, 2 failed" in capsys.readouterr().out
     (tmp_path / "prompts.txt").write_text("\n".join(conditioned))
     assert inference(*flags, "--save-dir", str(tmp_path / "none")) == 2
     assert capsys.readouterr().err.count("\n") == 1 and not (tmp_path / "none").exists()
+
+
+def test_a_picture_that_a_folder_lacks_is_one_sample_s_failure(inference, flags, tmp_path):
+    """As after a run of pictures in which one failed."""
+    (tmp_path / "prompts.txt").write_text("\n".join(PROMPTS[:3]))
+    pictures = str(tmp_path / "pictures")
+    assert inference(*flags, "--save-dir", pictures) == 0
+    (tmp_path / "pictures/sample_0001.png").unlink()
+    assert inference(*flags, "--reference-path", pictures, "--mask-strategy", "0") == 1
+    (entry,) = failed(tmp_path / "out")
+    assert entry["file"] == "sample_0001.png" and "sample_0001.png' does not exist" in entry["cause"]
+    assert list(contents(tmp_path / "out")) == ["sample_0000.png", "sample_0002.png"]
 
 
 def test_what_failed_before_is_tried_last(inference, flags, tmp_path):
@@ -100,7 +114,7 @@ def test_what_failed_before_is_tried_last(inference, flags, tmp_path):
     entries = [{"file": f"sample_{number:04d}.png", "prompt_index": number, "sample_index": 0}
                for number in (0, 4)]
     (out / "failed.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in entries))
-    order = [int(request.file.stem[-4:]) for request in module.tidy_and_list_missing(plan)[0]]
+    order = [int(request.file.stem[-4:]) for request in module.tidy_and_list_missing(plan, 0.0)[0]]
     assert order == [1, 2, 3, *range(5, 12), 0, 4]
 
 
@@ -156,7 +170,7 @@ from opensora.pipeline import Pipeline
 
 def noise(self, requests, clip, noise=Pipeline.noise):
     if requests[0].file.name == "sample_0002.png" and rank() in {ranks}:
-        raise MemoryError("no room")
+        {failure}
     return noise(self, requests, clip)
 
 Pipeline.noise, opensora.roll_call.UNSHARED = noise, 2.0
@@ -164,10 +178,16 @@ sys.exit(inference.main())
 """
 
 
+def faulty(tmp_path: Path, ranks: tuple[int, ...], failure: str = 'raise MemoryError("no room")') -> Path:
+    """The script, in which a sample fails on some ranks."""
+    script = tmp_path / "faulty.py"
+    script.write_text(FAULTY.format(scripts=str(ROOT / "scripts"), ranks=ranks, failure=failure))
+    return script
+
+
 @pytest.mark.parametrize("ranks", [(1,), (0, 1)])
 def test_what_one_rank_of_a_video_cannot_do_ends_the_run_and_what_all_cannot_does_not(flags, tmp_path, ranks):
-    (faulty := tmp_path / "faulty.py").write_text(FAULTY.format(scripts=str(ROOT / "scripts"), ranks=ranks))
-    run = torchrun(2, *flags, "--sp-size", "2", script=faulty)
+    run = torchrun(2, *flags, "--sp-size", "2", script=faulty(tmp_path, ranks))
     _, said = run.communicate(timeout=60)
     assert run.returncode == 1
     assert [entry["cause"] for entry in failed(tmp_path / "out")] == ["MemoryError: no room"]
@@ -178,15 +198,25 @@ def test_what_one_rank_of_a_video_cannot_do_ends_the_run_and_what_all_cannot_doe
         assert set(contents(tmp_path / "out")) == {"sample_0000.png", "sample_0001.png"}
 
 
-def test_with_restarts_a_run_goes_on_after_what_one_rank_of_a_video_cannot_do(flags, tmp_path):
-    (faulty := tmp_path / "faulty.py").write_text(FAULTY.format(scripts=str(ROOT / "scripts"), ranks=(1,)))
-    run = torchrun(2, *flags, "--sp-size", "2", script=faulty, restarts=1)
-    printed, said = run.communicate(timeout=90)
+@pytest.mark.parametrize("failure, cause", [
+    ('raise MemoryError("no room")', "MemoryError: no room"),
+    ("import os, signal; os.kill(os.getpid(), signal.SIGKILL)", "killed: its process ended meanwhile"),
+])
+def test_with_restarts_a_run_goes_on_after_what_ended_it(flags, tmp_path, failure, cause):
+    """Also one that makes all samples anew: those of before the restart stay."""
+    (tmp_path / "out").mkdir()
+    for name in ("sample_0000.png", "sample_0000.json", "sample_0002.png", "sample_0002.json"):
+        (tmp_path / "out" / name).write_text("old")
+    run = torchrun(2, *flags, "--sp-size", "2", "--overwrite", restarts=1,
+                   script=faulty(tmp_path, (0, 1) if "kill" in failure else (1,), failure))
+    printed, said = run.communicate(timeout=120)
     assert run.returncode == 1
-    assert said.count("failed: sample_0002.png: MemoryError: no room") == 1  # it is not tried again
-    assert [entry["file"] for entry in failed(tmp_path / "out")] == ["sample_0002.png"]
-    assert len(contents(tmp_path / "out")) == 11
-    assert re.search(r"9 videos in .*2 existing kept, 1 failed", printed)
+    (entry,) = failed(tmp_path / "out")
+    assert entry["file"] == "sample_0002.png"
+    assert entry["cause"] == cause or "Connection closed by peer" in entry["cause"]
+    made = contents(tmp_path / "out")
+    assert len(made) == 12 and made.pop("sample_0002.png") == b"old" and b"old" not in made.values()
+    assert re.search(r"9 videos in .*2 existing kept, 1 failed", printed)  # it is not tried again
 
 
 def test_ranks_with_different_configs_refuse_to_begin(tiny, tmp_path):
@@ -221,6 +251,24 @@ def test_a_batch_that_runs_out_of_memory_is_made_one_by_one(inference, flags, tm
     assert list(contents(tmp_path / "out")) == [f"sample_000{i}.png" for i in (0, 1, 3)]
     (entry,) = failed(tmp_path / "out")
     assert (entry["file"], entry["cause"]) == ("sample_0002.png", "OutOfMemoryError: CUDA out of memory")
+
+
+def test_a_failure_beside_an_earlier_video_stays_in_the_list(inference, flags, tmp_path, monkeypatch):
+    assert inference(*flags, "--end-index", 2) == 0
+
+    def failing(self, requests, clip, noise=Pipeline.noise):
+        if requests[0].index == 0:
+            raise MemoryError("no room")
+        return noise(self, requests, clip)
+
+    monkeypatch.setattr(Pipeline, "noise", failing)
+    assert inference(*flags, "--end-index", 2, "--overwrite") == 1
+    assert [entry["file"] for entry in failed(tmp_path / "out")] == ["sample_0000.png"]
+    assert inference(*flags, "--end-index", 3) == 0  # without --overwrite it is finished; the list knows
+    assert [entry["file"] for entry in failed(tmp_path / "out")] == ["sample_0000.png"]
+    monkeypatch.undo()
+    assert inference(*flags, "--end-index", 1, "--overwrite") == 0
+    assert not (tmp_path / "out/failed.jsonl").exists()
 
 
 def test_the_list_tells_what_is_missing_now(inference, flags, tmp_path, monkeypatch):

@@ -33,6 +33,13 @@ class RFLOW:
         self.cfg_scale = cfg_scale
         self.flow = RectifiedFlow(num_timesteps, **options)
 
+    @property
+    def of_a_run(self) -> dict[str, Any]:
+        """All that decides about a run, by config key; the other options are training's."""
+        return {"num_sampling_steps": self.num_sampling_steps, "num_timesteps": self.num_timesteps,
+                "cfg_scale": self.cfg_scale, "use_discrete_timesteps": self.flow.use_discrete_timesteps,
+                "use_timestep_transform": self.flow.use_timestep_transform}
+
     @torch.no_grad()
     def sample(
         self, model: torch.nn.Module, text_encoder: Any, z: Tensor, prompts: list[str],
