@@ -39,14 +39,16 @@ def evaluate(args: argparse.Namespace) -> None:
     plan = read_plan(args.config, args.cfg_options, flags)
     wanted = plan.only(args.only)
     folder = args.out or Path("outputs/eval") / Path(args.config).stem
-    pipeline = Pipeline.load(plan.config)
-    for method in plan.methods.values():
-        method.check(pipeline.model)
-    records = Records(folder, plan, pipeline)
-    if not args.report:
+    if args.report:
+        records = Records(folder, plan)
+    else:
+        pipeline = Pipeline.load(plan.config)
+        for method in plan.methods.values():
+            method.check(pipeline.model)
+        records = Records(folder, plan, pipeline)
         make_all(wanted, pipeline, records)
     if rank() == 0:
-        report(plan, records, folder, pipeline.device)
+        report(plan, records, folder)
 
 
 def make_all(plan: Plan, pipeline: Pipeline, records: Records) -> None:
@@ -64,12 +66,12 @@ def make_all(plan: Plan, pipeline: Pipeline, records: Records) -> None:
         dist.barrier(patient)
 
 
-def report(plan: Plan, records: Records, folder: Path, device: torch.device) -> None:
+def report(plan: Plan, records: Records, folder: Path) -> None:
     """Everything that follows from the records."""
     found = records.read()
     if not found:
         raise ValueError(f"{folder} has no results; allowed: a run without --report first")
-    results = summarise(plan, found, folder, device)
+    results = summarise(plan, found, folder)
     write_whole(folder / "results.json", json.dumps(results, indent=1) + "\n")
     write_whole(folder / "table.md", markdown(results))
     write_whole(folder / "table.csv", as_csv(results))
@@ -94,7 +96,8 @@ def main() -> int:
                         help="other prompts, to choose settings by; 0 are those that are reported")
     parser.add_argument("--batch", type=int, metavar="N", help="videos together")
     parser.add_argument("--only", nargs="+", metavar="METHOD")
-    parser.add_argument("--report", action="store_true", help="only tables and pages of what is there")
+    parser.add_argument("--report", action="store_true",
+                        help="only tables and pages of what is there; needs no model")
     parser.add_argument("--cfg-options", nargs="+", action=DictAction, metavar="KEY=VALUE")
     args = parser.parse_args()
     logging.getLogger("adacache").setLevel(logging.ERROR)

@@ -1,7 +1,7 @@
 """VBench scores of an evaluation's videos: `python scripts/vbench_scores.py FOLDER`.
 
 VBench pins an older torch and transformers, so it lives in an environment of its own, and this file needs
-nothing of this project:
+no package of this project:
 
     python -m venv vbench && vbench/bin/pip install vbench
     vbench/bin/python scripts/vbench_scores.py outputs/eval/NAME
@@ -18,6 +18,8 @@ import os
 import sys
 import tempfile
 from pathlib import Path
+
+from fingerprints import fingerprints
 
 DIMENSIONS = ("subject_consistency", "background_consistency", "motion_smoothness", "dynamic_degree",
               "aesthetic_quality", "imaging_quality")
@@ -46,7 +48,7 @@ def run(folder: Path, dimensions: list[str], device: str) -> None:
     file = folder / "vbench.json"
     scores = json.loads(file.read_text()) if file.is_file() else {}
     for videos in methods:
-        files = sorted(path.name for path in videos.glob("*.mp4"))
+        files = fingerprints(videos)
         before = scores.get(videos.name, {})
         known = before["dimensions"] if before.get("videos") == files else {}  # of other videos: old
         missing = [dimension for dimension in dimensions if dimension not in known]

@@ -40,8 +40,11 @@ methods = {
     **{f"{name}, {speed}x": dict(rival=f"{rivals}/{file}_{speed}x.json",
                                  against=f"AdaCache calibrated, {speed}x")
        for speed in ("1.5", "2.5")
-       for name, file in (("TeaCache", "teacache"), ("FirstBlockCache", "first_block_cache"),
-                          ("Delta-DiT", "delta_dit"))},
+       for name, file in (("TeaCache", "teacache"), ("FirstBlockCache", "first_block_cache"))},
+    # each against AdaCache's nearest speed
+    **{f"Delta-DiT, {speed}x": dict(rival=f"{rivals}/delta_dit_{speed}x.json",
+                                    against=f"AdaCache calibrated, {nearest}x")
+       for speed, nearest in (("1.5", "1.5"), ("2.5", "3"))},
     "T-GATE, 1.5x": dict(rival=f"{rivals}/tgate_1.5x.json", against="AdaCache calibrated, 1.5x"),
     "T-GATE, fastest found": dict(rival=f"{rivals}/tgate_2.5x.json", against="AdaCache calibrated, 2x"),
     "PAB, as published (2, 4, 6)": dict(rival=dict(type="pab"), against="AdaCache calibrated, 1.5x"),

@@ -79,7 +79,8 @@ def about(results: Mapping[str, Any], shown: int) -> str:
               (len(results["prompts"]), "prompt"), (len(results["seeds"]), "seed")]
     parts = [f"{count} {noun}{'' if count == 1 else 's'}" for count, noun in counts]
     pairs = "pair" if shown == 1 else f"{shown} pairs"
-    return f"{', '.join(parts)}. Table: mean ± 95 % interval. Videos: the first {pairs} of prompt and seed."
+    table = "Table: mean, of times the median, ± 95 % interval."
+    return f"{', '.join(parts)}. {table} Videos: the first {pairs} of prompt and seed."
 
 
 def number(value: float | None, digits: int) -> str:

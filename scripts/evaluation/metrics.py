@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -169,11 +169,15 @@ def available(names: Iterable[str], prompts: Sequence[str], device: torch.device
     return [name for name in names if METRICS[name].missing(prompts, device) is None]
 
 
-def columns(names: Iterable[str], prompts: Sequence[str], device: torch.device) -> dict[str, dict[str, Any]]:
-    """What results.json says of each metric: label and digits, or why it is missing."""
+def columns(names: Iterable[str], prompts: Sequence[str],
+            known: Collection[str]) -> dict[str, dict[str, Any]]:
+    """What results.json says of each metric: label and digits, or why it is missing.
+
+    known: those that were measured.
+    """
     described = {}
     for name in names:
-        why = METRICS[name].missing(prompts, device)
+        why = None if name in known else METRICS[name].missing(prompts, torch.device("cpu"))
         described[name] = {"label": METRICS[name].label, "digits": METRICS[name].digits,
                            **({} if why is None else {"missing": why})}
     return described

@@ -33,13 +33,15 @@ SAMPLED = 1024  # values of each tensor that enter a fingerprint
 
 
 class Records:
-    """folder: of the evaluation.  Raises ValueError where it holds results of another model or run."""
+    """folder: of the evaluation.  pipeline: None only reads what there is, whatever made it, where and with
+    which metrics.  Raises ValueError where the folder holds results of another model or run.
+    """
 
-    def __init__(self, folder: Path, plan: Plan, pipeline: Pipeline) -> None:
-        self.folder, self.plan = folder, plan
+    def __init__(self, folder: Path, plan: Plan, pipeline: Pipeline | None = None) -> None:
+        self.folder, self.plan, self.only_reads = folder, plan, pipeline is None
         self.settings = {name: settings_of(method, plan.methods) for name, method in plan.methods.items()}
-        self.metrics = available(plan.metrics, plan.prompts, pipeline.device)
         self.identity = identity(plan, pipeline)
+        self.metrics = [] if pipeline is None else available(plan.metrics, plan.prompts, pipeline.device)
         self._check_identity()
 
     def _check_identity(self) -> None:
@@ -75,7 +77,8 @@ class Records:
                 raise ValueError(f"{file}: made with {key}={record.get(key)!r}, but this run has {value!r}; "
                                  "allowed: another --out, or the same")
         uncounted = self.plan.counts_flops([request]) and "tflops" not in record["metrics"]
-        return record if set(self.metrics) <= set(record["asked"]) and not uncounted else None
+        whole = set(self.metrics) <= set(record["asked"]) and not uncounted
+        return record if whole or self.only_reads else None
 
     def write(self, method: Method, request: SampleRequest, made: Made,
               metrics: Mapping[str, float]) -> None:
@@ -112,14 +115,20 @@ def sample_of(request: SampleRequest) -> dict[str, Any]:
             "mask_strategy": request.mask_strategy}
 
 
-def identity(plan: Plan, pipeline: Pipeline) -> dict[str, Any]:
-    """Of all on which results depend, but methods, prompts and noise, which each record tells itself."""
-    models = {name: fingerprint(module) for name, module in (
-        ("model", pipeline.model), ("vae", pipeline.vae), ("text_encoder", pipeline.text_encoder.model))}
-    cuda = pipeline.device.type == "cuda"
-    config = {key: value for key, value in asdict(plan.config).items() if key not in (*models, *OF_A_SAMPLE)}
-    told = {**models, **config, "size": plan.config.size, "frames": plan.config.clip_frames,
-            "batch": plan.options.batch, "device": torch.cuda.get_device_name() if cuda else "cpu"}
+def identity(plan: Plan, pipeline: Pipeline | None) -> dict[str, Any]:
+    """Of all on which results depend, but methods, prompts and noise, which each record tells itself.
+
+    pipeline: None leaves its models and their device out.
+    """
+    config = {key: value for key, value in asdict(plan.config).items()
+              if key not in ("model", "vae", "text_encoder", "device", *OF_A_SAMPLE)}
+    told = {**config, "size": plan.config.size, "frames": plan.config.clip_frames,
+            "batch": plan.options.batch}
+    if pipeline is not None:
+        cuda = pipeline.device.type == "cuda"
+        told |= {"model": fingerprint(pipeline.model), "vae": fingerprint(pipeline.vae),
+                 "text_encoder": fingerprint(pipeline.text_encoder.model),
+                 "device": torch.cuda.get_device_name() if cuda else "cpu"}
     return json.loads(json.dumps(told))  # tuples become lists, as in the file
 
 

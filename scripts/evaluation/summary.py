@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
+from fingerprints import fingerprints
 
 from evaluation.metrics import METRICS, columns, interval
 from evaluation.plan import Plan
@@ -20,10 +20,10 @@ PAIRED = ("psnr", "ssim", "lpips", "adherence", "motion")
 Record = Mapping[str, Any]
 
 
-def summarise(plan: Plan, records: Sequence[Record], folder: Path, device: torch.device) -> dict[str, Any]:
+def summarise(plan: Plan, records: Sequence[Record], folder: Path) -> dict[str, Any]:
     """What results.json holds."""
     vbench = read_vbench(folder)
-    shown = columns(plan.metrics, plan.prompts, device)
+    shown = columns(plan.metrics, plan.prompts, {name for record in records for name in record["metrics"]})
     shown["vbench"] = vbench_column(vbench)
     if "missing" not in shown.get("tflops", {"missing": ""}):
         counted = sum("tflops" in record["metrics"] for record in records) // max(1, len(plan.methods))
@@ -123,7 +123,7 @@ def read_vbench(folder: Path) -> dict[str, Any]:
     file = folder / VBENCH
     told = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
     scores = {slug: scored["dimensions"] for slug, scored in told.items()
-              if scored["videos"] == sorted(path.name for path in (folder / "videos" / slug).glob("*.mp4"))}
+              if scored["videos"] == fingerprints(folder / "videos" / slug)}
     common = set.intersection(*map(set, scores.values())) if scores else set()
     return {slug: {name: value for name, value in each.items() if name in common}
             for slug, each in scores.items() if common}

@@ -132,6 +132,21 @@ def test_what_is_there_is_not_made_again(evaluate, script, config, tmp_path, mon
     assert generated == [(2, [0])]
 
 
+def test_a_report_needs_no_model_and_takes_what_another_machine_made(evaluate, script, config, tmp_path,
+                                                                    monkeypatch):
+    folder = tmp_path / "out"
+    assert evaluate(config, folder, "--only", "fewer steps, 3") == 0
+    table = (folder / "table.md").read_text()
+    elsewhere = json.loads((folder / "run.json").read_text()) | {"device": "NVIDIA H200", "model": "other"}
+    (folder / "run.json").write_text(json.dumps(elsewhere))
+    (folder / "table.md").unlink()
+    assert evaluate(config, folder, "--only", "fewer steps, 3") == 2
+    monkeypatch.setattr(script("opensora.pipeline").Pipeline, "load", None)
+    assert evaluate(config, folder, "--report") == 0
+    assert (folder / "table.md").read_text() == table
+    assert evaluate(config, folder, "--report", "--cfg-options", "scheduler.cfg_scale=4.0") == 2
+
+
 def test_results_of_another_run_are_refused(evaluate, config, tiny, tmp_path, capsys):
     folder, other = tmp_path / "out", tmp_path / "transformer"
     assert evaluate(config, folder, "--only", "fewer steps, 3") == 0
@@ -383,11 +398,12 @@ def test_vbench_scores_stand_beside_the_others(script, evaluate, config, tmp_pat
     row = results["methods"]["fewer steps, 3"]
     assert row["mean"]["vbench"] == 0.625 and row["vbench"]["imaging_quality"] == 0.75
     summary, told = script("evaluation.summary"), json.loads((folder / "vbench.json").read_text())
-    told["other"] = {"videos": [], "dimensions": {"imaging_quality": 0.3, "dynamic_degree": 1.0}}
+    told["other"] = {"videos": {}, "dimensions": {"imaging_quality": 0.3, "dynamic_degree": 1.0}}
     (folder / "vbench.json").write_text(json.dumps(told))
     assert summary.read_vbench(folder) == {  # what not all have is left out
         "fewer-steps-3": {"imaging_quality": 0.75}, "other": {"imaging_quality": 0.3}}
-    shutil.copy(folder / "videos/fewer-steps-3/0000_s7.mp4", folder / "videos/fewer-steps-3/0002_s7.mp4")
-    assert set(summary.read_vbench(folder)) == {"other"}  # not scored with its new video
+    with (folder / "videos/fewer-steps-3/0000_s7.mp4").open("ab") as video:
+        video.write(b"x")
+    assert set(summary.read_vbench(folder)) == {"other"}  # not scored as the video is now
     monkeypatch.setattr(sys, "argv", ["vbench_scores.py", str(tmp_path)])
     assert script("vbench_scores").main() == 2
