@@ -1,4 +1,4 @@
-"""`with adaptive_cache(...)`: fill the model's slots, run the clock, and leave the model as it was."""
+"""`with adaptive_cache(...)`: fill the model's slots, count the steps, and leave the model as it was."""
 from __future__ import annotations
 
 import inspect

@@ -260,7 +260,7 @@ def guard_for(recording: Recording, count: float, config: AdaCacheConfig) -> flo
     return smallest(computed, count, 1e-4, 10.0)
 
 
-def codebook_for(recording: Recording, count: float, config: AdaCacheConfig, growth: Tensor) -> Codebook:
+def fitted_codebook(recording: Recording, count: float, config: AdaCacheConfig, growth: Tensor) -> Codebook:
     """Thresholds and rates with which at most `count` steps are computed, in the mean over the videos.
 
     Those of the codebook of `config`: thresholds times one factor, rates up to a largest one.  For each of

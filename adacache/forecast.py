@@ -25,10 +25,10 @@ from torch import Tensor
 from adacache.fit import fitted, trusted
 from adacache.inner_products import Layout
 from adacache.ranks import ALONE, Ranks
-from adacache.rows import Rows, numbers_on, of_rows, on_device, stored
+from adacache.rows import Rows, numbers_on, of_rows, on_device, written
 
 HOST = torch.device("cpu")
-Clocks = Sequence[tuple[float, float, float, float]]  # of each of some rows, see `clock_numbers`
+Gaps = Sequence[tuple[float, float, float, float]]  # of each of some rows, see `gap_numbers`
 
 
 @dataclass(frozen=True)
@@ -69,31 +69,31 @@ class Forecast:
         self.weights = torch.zeros(rows, self.order, device=device, dtype=torch.float32)
         self.layout = Layout.of(rows // videos, 1 + self.order, residual.device, device)
 
-    def ahead(self, rows: Rows | None, clocks: Clocks) -> list[tuple[Tensor, Tensor]]:
+    def ahead(self, rows: Rows | None, gaps: Gaps) -> list[tuple[Tensor, Tensor]]:
         """The terms to add to the last residual, as (factor [b, 1, 1], difference [b, (T S), C]).
 
-        rows: b of them, None for all; clocks: theirs.
+        rows: b of them, None for all; gaps: theirs.
         """
         weights = of_rows(self.ranks.own_rows(self.weights), self._index(rows))
-        factors = on_device(weights * self._spans(clocks), self.differences[0].device)
+        factors = on_device(weights * self._spans(gaps), self.differences[0].device)
         return [(factor[:, None, None].to(difference.dtype), of_rows(difference, rows and rows.index))
                 for factor, difference in zip(factors.unbind(1), self.differences, strict=True)]
 
-    def observe(self, last: Tensor, new: Tensor, videos: int, rows: Rows | None, clocks: Clocks) -> None:
+    def observe(self, last: Tensor, new: Tensor, videos: int, rows: Rows | None, gaps: Gaps) -> None:
         """At a computed step; the new differences are known at once, their weights after `learn`.
 
-        last, new: residuals of the due rows, [b, (T S), C], in which the videos take turns.  rows, clocks: as
+        last, new: residuals of the due rows, [b, (T S), C], in which the videos take turns.  rows, gaps: as
         in `ahead`.
         """
         change, index, parts = new - last, rows and rows.index, self.ranks.row_parts
         known = [of_rows(difference, index) for difference in self.differences]
         everywhere = self.ranks.all_rows(self._index(rows), len(self.weights) // parts)
-        spans = self._spans([*clocks] * parts)
+        spans = self._spans([*gaps] * parts)
         used = on_device(of_rows(self.weights, everywhere) * spans, new.device)
         sums = self.layout.sums([self.ranks.by_tokens(x) for x in (change, *known, new)], used, videos)
         self.observed = Observed(sums, everywhere, spans)
-        on_new = numbers_on(new.device, clocks) if known else None
-        self.differences = [stored(old, index, difference) for old, difference
+        on_new = numbers_on(new.device, gaps) if known else None
+        self.differences = [written(old, index, difference) for old, difference
                             in zip(self.differences, divided(change, known, on_new), strict=True)]
 
     def learn(self, sums: Tensor) -> None:
@@ -106,29 +106,29 @@ class Forecast:
             spans, inner = observed.spans, self.layout.rows(sums)  # [R b, 1 + n, 1 + n]
             terms, along = inner[:, 1:, 1:] * (spans[:, :, None] * spans[:, None]), inner[:, 0, 1:] * spans
             weights = trusted(fitted(terms, along), terms, along, inner[:, 0, 0], len(sums))
-            self.weights = stored(self.weights, observed.index, weights)
+            self.weights = written(self.weights, observed.index, weights)
 
     def _index(self, rows: Rows | None) -> Tensor | None:
         """Where the weights are."""
         return torch.tensor(rows.numbers) if rows is not None and self.on_host else rows and rows.index
 
-    def _spans(self, clocks: Clocks) -> Tensor:
+    def _spans(self, gaps: Gaps) -> Tensor:
         """j and j (j + g): [b, n]."""
-        return numbers_on(self.weights.device, [clock[: self.order] for clock in clocks])
+        return numbers_on(self.weights.device, [of_row[: self.order] for of_row in gaps])
 
 
-def clock_numbers(reach: int, gap: int) -> tuple[float, float, float, float]:
+def gap_numbers(reach: int, gap: int) -> tuple[float, float, float, float]:
     """j, j (j + g), 1 / j and 1 / (j + g); 0 for what there is no history for, which drops its term."""
     both = reach + gap if gap else 0
     return reach, reach * both, 1 / reach if reach else 0, 1 / both if both else 0
 
 
-def divided(change: Tensor, known: Sequence[Tensor], clocks: Tensor | None) -> list[Tensor]:
-    """The new divided differences: D1 over the last gap, D2 over the last two.  clocks: [b, 4]."""
+def divided(change: Tensor, known: Sequence[Tensor], gaps: Tensor | None) -> list[Tensor]:
+    """The new divided differences: D1 over the last gap, D2 over the last two.  gaps: [b, 4]."""
     differences: list[Tensor] = []
     for order in range(len(known)):
         gained = change if order == 0 else differences[-1] - known[order - 1]
-        difference = gained * clocks[:, 2 + order, None, None].to(change.dtype)
+        difference = gained * gaps[:, 2 + order, None, None].to(change.dtype)
         # of large residuals fp16 has no difference, and a weight of 0 would not take an infinite one away
         differences.append(difference.nan_to_num(0.0) if difference.dtype == torch.float16 else difference)
     return differences

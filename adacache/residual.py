@@ -20,8 +20,8 @@ from types import MappingProxyType
 import torch
 from torch import Tensor
 
-from adacache.forecast import Clocks, Forecast
-from adacache.rows import Rows, of_rows, stored
+from adacache.forecast import Forecast, Gaps
+from adacache.rows import Rows, of_rows, written
 
 NO_PARTS: Mapping[str, Tensor] = MappingProxyType({})
 
@@ -78,7 +78,7 @@ class ResidualCache:
 
     def _stored(self, old: dict[str, Tensor], new: dict[str, Tensor]) -> dict[str, Tensor]:
         """The new rows in place of the old ones."""
-        return {name: stored(old.get(name), self.rows, residual) for name, residual in new.items()}
+        return {name: written(old.get(name), self.rows, residual) for name, residual in new.items()}
 
     def forget_stored(self) -> None:
         """Before all rows are computed: keep what is probed only, so that old and new never coexist."""
@@ -101,8 +101,8 @@ class StackCache(ResidualCache):
 
     With `stores` it keeps one residual, the sum over all blocks; without, `blocks`, the blocks' own caches,
     keep theirs.  due, waiting: the rows that the running step computes, and the others.
-    forecast: None for plain reuse, of which nobody wants to know how wrong it was.  clocks: of each row of
-    the batch, what `clock_numbers` makes of the steps since its computed ones.
+    forecast: None for plain reuse, of which nobody wants to know how wrong it was.  gaps: of each row of
+    the batch, what `gap_numbers` makes of the steps since its computed ones.
     """
 
     def __init__(self, path: str, stores: bool, blocks: Collection[ResidualCache],
@@ -112,7 +112,7 @@ class StackCache(ResidualCache):
         self.due: Sequence[int] = ()
         self.due_videos = 0  # whose rows take turns in it
         self.waiting: Sequence[int] = ()
-        self.clocks: Clocks = ()
+        self.gaps: Gaps = ()
         self.measuring: Callable[[], AbstractContextManager] = nullcontext  # around what no plain model does
 
     def tensors(self) -> list[Tensor]:
@@ -158,7 +158,7 @@ class StackCache(ResidualCache):
             return blocks(x, rows)
         x = self.add_to(x)
         if self.forecast is not None and self.forecast.order:
-            for factor, difference in self.forecast.ahead(rows, self._clocks(rows)):
+            for factor, difference in self.forecast.ahead(rows, self._gaps(rows)):
                 x = torch.addcmul(x, factor, difference)
         return x
 
@@ -172,7 +172,7 @@ class StackCache(ResidualCache):
             forecast.start(new, self.due_videos)
         else:
             last = of_rows(self.residuals["stack"], self.rows)
-            forecast.observe(last, new, self.due_videos, rows, self._clocks(rows))
+            forecast.observe(last, new, self.due_videos, rows, self._gaps(rows))
 
-    def _clocks(self, rows: Rows | None) -> Clocks:
-        return self.clocks if rows is None else [self.clocks[row] for row in rows.numbers]
+    def _gaps(self, rows: Rows | None) -> Gaps:
+        return self.gaps if rows is None else [self.gaps[row] for row in rows.numbers]

@@ -25,7 +25,7 @@ def of_rows(x: Tensor, rows: Tensor | None) -> Tensor:
     return x if rows is None else x[rows]
 
 
-def stored(into: Tensor | None, rows: Tensor | None, values: Tensor) -> Tensor:
+def written(into: Tensor | None, rows: Tensor | None, values: Tensor) -> Tensor:
     """The whole batch, once `values` came for some rows, written into it, or for all (None), in its place."""
     return values if rows is None else into.index_copy_(0, rows, values)
 

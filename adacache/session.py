@@ -1,4 +1,4 @@
-"""One sampling run: the clock, the decisions, and all state there is.  Made by `adaptive_cache`.
+"""One sampling run: steps, decisions, and all state there is.  Made by `adaptive_cache`.
 
 A step goes: `begin_step` (who computes, who reuses?), the model's forward, in which probed blocks call
 `measure`, and `end_step`, where the decisions fall.  Steps count from 0 to K-1.
@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from adacache.config import AdaCacheConfig, MoRegConfig
-from adacache.forecast import clock_numbers
+from adacache.forecast import gap_numbers
 from adacache.metric import METRICS
 from adacache.moreg import motion_factor, motion_gradient, motion_sums, regularized_distance, score_of
 from adacache.ranks import ALONE, Ranks
@@ -54,7 +54,7 @@ class Group:
         self.motion_sums: Sequence[Tensor] | Tensor = ()
         self.record = VideoTrace()
 
-    def clocks(self, step: int) -> tuple[int, int]:
+    def reach_and_gap(self, step: int) -> tuple[int, int]:
         """Steps from the last computed one before `step`, and between the last two.
 
         0 where there is none under the same watched arguments: across their change nothing can be foretold.
@@ -174,8 +174,8 @@ class Session:
             self.stack.due_videos = len(due) // (1 if len(due) % together else together)
             if self.stack.forecast is not None:
                 # rows take turns between the groups: row r is of group r modulo their number
-                clocks = [clock_numbers(*group.clocks(self.step)) for group in self.groups]
-                self.stack.clocks = [clocks[row % len(clocks)] for row in range(self.rows)]
+                gaps = [gap_numbers(*group.reach_and_gap(self.step)) for group in self.groups]
+                self.stack.gaps = [gaps[row % len(gaps)] for row in range(self.rows)]
 
     @property
     def stack(self) -> StackCache | None:
@@ -269,7 +269,7 @@ class Session:
         if not math.isfinite(regularized):
             logger.warning("step %d: no finite distance (c %g, m %g, g %g), so the next step is computed",
                            self.step, distance, motion, gradient)
-        reach, _ = group.clocks(self.step)
+        reach, _ = group.reach_and_gap(self.step)
         most = math.inf
         if guard < math.inf:
             most = longest_rate(found.error, reach, guard, self.config.forecast if any(found.weights) else 0)

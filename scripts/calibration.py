@@ -12,7 +12,7 @@ from recorded_prompts import Foretold, RecordedPrompts
 from trials import Outcome
 
 from adacache import AdaCacheConfig, FixedSchedule
-from adacache.calibrate import best_steps, codebook_for, guard_for
+from adacache.calibrate import best_steps, fitted_codebook, guard_for
 from opensora.pipeline import Pipeline
 from opensora.utils.sample_request import SampleRequest
 
@@ -68,7 +68,8 @@ class Calibration:
         with suppress(ValueError):  # of a codebook that computes more whatever the guard is
             choices["guard"] = replace(forecast, guard=guard_for(recording, count, forecast))
         with suppress(ValueError):  # or whatever the thresholds are
-            choices["codebook"] = replace(forecast, codebook=codebook_for(recording, count, forecast, growth))
+            fitted = fitted_codebook(recording, count, forecast, growth)
+            choices["codebook"] = replace(forecast, codebook=fitted)
         return {kind: (settings, self.prompts.foretold(settings)) for kind, settings in choices.items()}
 
 

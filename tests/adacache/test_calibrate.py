@@ -14,7 +14,7 @@ from adacache.calibrate import (
     Simulation,
     Slot,
     best_steps,
-    codebook_for,
+    fitted_codebook,
     growth_of_errors,
     guard_for,
     simulate,
@@ -196,7 +196,7 @@ def test_thresholds_and_rates_for_a_number_of_steps():
     def error(found: Simulation) -> float:
         return found.squared_error(growth).log().mean().item()
 
-    entries = codebook_for(recording, 12, config, growth).entries
+    entries = fitted_codebook(recording, 12, config, growth).entries
     found, factor = found_with(entries), entries[-1][0]
     assert found.computed.double().mean() <= 12
     assert found_with([(t / 1.05, rate) for t, rate in entries]).computed.double().mean() > 12
@@ -207,7 +207,7 @@ def test_thresholds_and_rates_for_a_number_of_steps():
         enough = next(f for f in map(found_with, tried) if f.computed.double().mean() <= 12)
         assert error(found) <= error(enough) + 0.2
     with pytest.raises(ValueError, match="3 computed steps; allowed: [0-9.]+ or more, as the codebook"):
-        codebook_for(recording, 3, config, growth)
+        fitted_codebook(recording, 3, config, growth)
 
 
 def test_errors_that_matter_more_are_avoided_first():
