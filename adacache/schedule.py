@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -67,8 +67,8 @@ class FixedSchedule:
     num_steps: int
     signature: Signature | None = None
     forecast: int = 0
-    changes: tuple[int, ...] | tuple[tuple[int, ...], ...] | None = None
-    rows: int = 1
+    changes: tuple[int, ...] | tuple[tuple[int, ...], ...] | None = field(default=None, repr=False)
+    rows: int = field(default=1, repr=False)
 
     def __post_init__(self) -> None:
         if not isinstance(self.steps, list | tuple):
