@@ -2,8 +2,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +49,7 @@ def longest_rate(error: float, reach: int, bound: float, order: int) -> float:
     return math.inf if error == 0 else 1 + math.floor(reach * (bound / error) ** (1 / min(order + 1, 2)))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class FixedSchedule:
     """Computed steps known beforehand: no distance is measured and nothing waits for the device.
 
@@ -67,8 +67,8 @@ class FixedSchedule:
     num_steps: int
     signature: Signature | None = None
     forecast: int = 0
-    changes: tuple[int, ...] | tuple[tuple[int, ...], ...] | None = field(default=None, repr=False)
-    rows: int = field(default=1, repr=False)
+    changes: tuple[int, ...] | tuple[tuple[int, ...], ...] | None = None
+    rows: int = 1
 
     def __post_init__(self) -> None:
         if not isinstance(self.steps, list | tuple):
@@ -76,6 +76,14 @@ class FixedSchedule:
         each = self.steps and all(isinstance(video, list | tuple) for video in self.steps)
         lists = [checked_steps(video, self.num_steps) for video in (self.steps if each else [self.steps])]
         object.__setattr__(self, "steps", tuple(lists) if each else lists[0])
+        if self.changes is not None:
+            object.__setattr__(self, "changes", checked_changes(self.changes, self.steps))
+
+    def __repr__(self) -> str:
+        """Without what only the replay of a run has, where there is nothing of it."""
+        shown = [each.name for each in fields(self)
+                 if each.name not in ("changes", "rows") or getattr(self, each.name) != each.default]
+        return f"FixedSchedule({', '.join(f'{name}={getattr(self, name)!r}' for name in shown)})"
 
     @property
     def by_video(self) -> tuple[tuple[int, ...], ...] | None:
@@ -111,10 +119,20 @@ class FixedSchedule:
         known = all(video.changed_steps is not None for video in trace)
         changes = [tuple(video.changed_steps) for video in trace] if known else [()] * len(lists)
         if len(set(zip(lists, changes, strict=True))) == 1:  # for any number of videos
-            steps, changes, rows = lists[0], changes[0], 1
-        else:
-            steps, changes, rows = tuple(lists), tuple(changes), trace.rows
-        return cls(steps, trace.num_steps, trace.signature, trace.forecast, changes if known else None, rows)
+            lists, changes = lists[0], changes[0]
+        return cls(lists, trace.num_steps, trace.signature, trace.forecast, changes if known else None,
+                   trace.rows)
+
+
+def checked_changes(changes: Sequence[Any], steps: Sequence[Any]) -> tuple[Any, ...]:
+    """As many lists as there are of `steps`, each of some of these."""
+    if isinstance(steps[0], tuple):
+        if len(changes) != len(steps) or not all(isinstance(each, list | tuple) for each in changes):
+            raise ValueError(f"changes={changes!r} of {len(steps)} videos; allowed: a list of steps for each")
+        return tuple(checked_changes(*pair) for pair in zip(changes, steps, strict=True))
+    if wrong := [step for step in changes if step not in steps]:
+        raise ValueError(f"changes={changes!r}: {wrong[0]!r}; allowed: computed steps")
+    return tuple(changes)
 
 
 def checked_steps(steps: Iterable[int], num_steps: int) -> tuple[int, ...]:

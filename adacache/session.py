@@ -340,17 +340,17 @@ def always_last(guard: float) -> int:
 
 def kept(value: Any) -> Any:
     """As it is now, whatever becomes of it in place."""
-    if isinstance(value, tuple):
-        return tuple(map(kept, value))
+    if isinstance(value, tuple | list):
+        return type(value)(map(kept, value))
     return value.clone() if isinstance(value, Tensor) else value
 
 
 def differing_rows(value: Any, stored: Any, rows: int) -> list[bool]:
     """Which of the batch's rows have another value.
 
-    Tensors, numbers, texts and tuples of these by value, anything else by identity.
+    Tensors, numbers, texts, and tuples and lists of these by value, anything else by identity.
     """
-    if isinstance(value, tuple) and isinstance(stored, tuple) and len(value) == len(stored):
+    if isinstance(value, tuple | list) and type(value) is type(stored) and len(value) == len(stored):
         each = [differing_rows(*pair, rows) for pair in zip(value, stored, strict=True)]
         return [any(of_row) for of_row in zip(*each, strict=True)] if each else [False] * rows
     if isinstance(value, Tensor) and isinstance(stored, Tensor):
@@ -359,7 +359,7 @@ def differing_rows(value: Any, stored: Any, rows: int) -> list[bool]:
         if value.ndim > 0 and len(value) == rows:
             return (value != stored).reshape(rows, -1).any(dim=1).tolist()
         return [not torch.equal(value, stored)] * rows
-    plain = not isinstance(stored, Tensor | tuple) and isinstance(value, bool | int | float | str)
+    plain = not isinstance(stored, Tensor) and isinstance(value, bool | int | float | str | torch.device)
     return [not (value is stored or (plain and value == stored))] * rows
 
 

@@ -17,6 +17,8 @@ from torch import Tensor
 from torch.distributed import ProcessGroup
 from torch.distributed.device_mesh import init_device_mesh
 
+from opensora.restarts import check_restarts, restarts
+
 TIMEOUT = timedelta(minutes=30)  # of a collective, in which all processes wait for the slowest
 LAUNCHERS = ("torch", "colossalai")
 begun = 0  # exchanges of this process; ranks of a video that did the same work began as many
@@ -40,6 +42,7 @@ def process_group(launcher: str = "torch") -> Iterator[None]:
     if int(os.environ.get("WORLD_SIZE", 1)) == 1:
         yield
         return
+    check_restarts()
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     # gloo beside nccl: for Python objects, and for `--device cpu` where there is a GPU
@@ -68,11 +71,6 @@ def rank() -> int:
 
 def world_size() -> int:
     return dist.get_world_size() if dist.is_initialized() else 1
-
-
-def restarts() -> int:
-    """How often torchrun has started the processes again, after one of them failed (--max-restarts)."""
-    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0))
 
 
 def training_device() -> torch.device:

@@ -10,19 +10,18 @@ all, the others to rank 0.  How a death is noticed:
 from __future__ import annotations
 
 import json
-import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
-from datetime import timedelta
 from types import TracebackType
 from typing import Any
 
 import torch.distributed as dist
 
-from opensora.parallel import rank, restarts, world_size
+from opensora.parallel import rank, world_size
+from opensora.restarts import restarts, torchrun_store
 
 INTERVAL = 0.5   # seconds between answers
 SILENCE = 120.0  # seconds after which a process that does not answer counts as dead
@@ -71,7 +70,8 @@ class RollCall:
     @classmethod
     def of_this_run(cls, leave: Callable[[str], object]) -> RollCall:
         # torchrun's store outlives the processes that it starts again
-        return cls(torchrun_store(f"roll_call/{restarts()}"), rank(), world_size(), leave=leave)
+        store = torchrun_store(f"roll_call/{restarts()}") if world_size() > 1 else None
+        return cls(store, rank(), world_size(), leave=leave)
 
     def __enter__(self) -> RollCall:
         self.heard_at = dict.fromkeys(self.listened_to, time.monotonic())
@@ -170,18 +170,3 @@ class RollCall:
                 self.lost = f"rank {r} stopped ({answers[r].cause})"
             elif now - self.heard_at[r] > self.silence:
                 self.lost = f"rank {r} did not answer for {self.silence:.0f} s"
-
-
-def torchrun_store(name: str) -> dist.Store | None:
-    """A part of its own of the store that torchrun announces; None for a process alone."""
-    if world_size() == 1:
-        return None
-    store = dist.TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False,
-                          timeout=timedelta(seconds=SILENCE))
-    return dist.PrefixStore(name, store)
-
-
-def began() -> float:
-    """When this run did, in seconds since the epoch: before torchrun started its processes again."""
-    now, store = time.time(), torchrun_store("began")
-    return now if store is None else float(store.compare_set("time", "", str(now)))

@@ -36,6 +36,7 @@ from prompt_flags import (
 from recorded_prompts import RecordedPrompts, as_options, in_batches, open_pipeline
 from trials import Outcome, Trials, say
 
+from opensora.agreement import read_alike
 from opensora.parallel import of_all_processes, process_group, rank
 from opensora.utils.whole_file import write_whole
 
@@ -126,8 +127,8 @@ def main() -> int:
     logging.getLogger("adacache").setLevel(logging.ERROR)
 
     def run() -> int:
-        check(args)
         with process_group(), torch.no_grad():
+            read_alike(lambda: check(args), lambda nothing: {})
             return calibrate(args)
 
     return exit_status(run)

@@ -10,7 +10,8 @@ from opensora.agreement import BAD_INPUT
 
 
 def exit_status(run: Callable[[], int | None], stopped: str = "stopped") -> int:
-    """Run `run`, which may return a status, and say what went wrong: under torchrun what all ranks met once.
+    """Run `run`, which may return a status, and say what went wrong: under torchrun on each rank that met it,
+    but what `read_alike` found once.
 
     Errors of other kinds are defects and keep their traceback.
     """

@@ -14,9 +14,11 @@ RUN=${RUN:-python}
 IMAGE=${IMAGE:---num-frames 1 --resolution 1080p --aspect-ratio 9:16 --num-sampling-steps 100}
 VIDEO=${VIDEO:---num-frames 2s --resolution 720p --aspect-ratio 9:16 --num-sampling-steps 100 --aes 7 --flow 5}
 
+status=0
 # shellcheck disable=SC2086  # the flags are words
 $RUN "$inference" "$config" --prompt-path "$prompts" --seed 1024 $IMAGE "$@" --save-dir "$save_dir/images" \
-    || (($? == 1)) # 1: some pictures failed; the others have videos
+    || status=$?
+((status <= 1)) || exit "$status" # 1: some pictures failed; the others have videos
 # shellcheck disable=SC2086
 $RUN "$inference" "$config" --prompt-path "$prompts" --seed 1024 $VIDEO "$@" --save-dir "$save_dir/videos" \
     --reference-path "$save_dir/images" --mask-strategy 0

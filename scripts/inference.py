@@ -26,16 +26,9 @@ from sample_maker import make_samples
 
 from adacache import AdaCacheConfig
 from opensora.agreement import read_alike
-from opensora.parallel import (
-    Mesh,
-    asked_shape,
-    check_launcher,
-    of_all_processes,
-    process_group,
-    rank,
-    restarts,
-)
-from opensora.roll_call import RankLost, RollCall, began
+from opensora.parallel import Mesh, asked_shape, check_launcher, of_all_processes, process_group, rank
+from opensora.restarts import began, end, ended, restarts
+from opensora.roll_call import RankLost, RollCall
 from opensora.utils.command_line import OneLineParser, inference_parser, overrides
 from opensora.utils.config import flattened, read_config
 from opensora.utils.failure_list import FailureList
@@ -73,8 +66,14 @@ class Plan:
 def main(argv: list[str] | None = None) -> int:
     """Returns the exit status: 0 all made, 1 some failed, 2 bad input, 130 stopped."""
     def run_together() -> int:
-        with process_group(chosen_launcher(argv)):
-            return run(argv)
+        if restarts() and (status := ended()) is not None:
+            return status  # torchrun takes every status but 0 for a process that died
+        try:
+            with process_group(chosen_launcher(argv)):
+                return run(argv)
+        except BAD_INPUT:
+            end(2)
+            raise
 
     return exit_status(run_together, stopped="stopped; finished videos are kept")
 
@@ -83,7 +82,8 @@ def run(argv: list[str] | None) -> int:
     """Check everything, then load, make and sum up; the exit status."""
     plan = read_alike(lambda: read_plan(argv), Plan.describe)
     mesh = Mesh.of(plan.config.sp_size, plan.config.cfg_size)
-    missing, given_up = tidy_and_list_missing(plan, began())
+    first_start = began()
+    missing, given_up = tidy_and_list_missing(plan, first_start if restarts() else math.inf)
     own = missing[mesh.dp_rank :: mesh.dp_size]  # each process knows its share without asking
     try:
         with open_rank_log(plan.config.save_dir), RollCall.of_this_run(leave_lost) as roll_call:
@@ -132,13 +132,15 @@ def read_plan(argv: list[str] | None) -> Plan:
     return replace(plan, refused=refused)
 
 
-def tidy_and_list_missing(plan: Plan, began: float) -> tuple[list[SampleRequest], list[SampleRequest]]:
+def tidy_and_list_missing(
+    plan: Plan, since: float = math.inf,
+) -> tuple[list[SampleRequest], list[SampleRequest]]:
     """What is to be made, and what is given up, the same on every rank; what an earlier run left half done is
     cleared.
 
     A sample that ends the run, as one for which a single rank has too little memory, shall keep no other from
-    being made: what failed before comes last, and is given up where torchrun started the run again.
-    began: when it did first, see `Plan.must_make`.
+    being made: what failed before comes last, and what failed since this run began is given up.
+    since: when it did; infinite where torchrun did not start it again.
     """
     folder, failures = Path(plan.config.save_dir), FailureList(plan.config.save_dir, rank())
     sweep_partials(folder, {request.file.with_suffix(suffix).name for request in plan.requests
@@ -147,12 +149,13 @@ def tidy_and_list_missing(plan: Plan, began: float) -> tuple[list[SampleRequest]
         failures.merge(final=True)
     # a sample that only one node's disk has is finished, too
     kept = set(of_all_processes([request.file for request in plan.requests
-                                if not plan.must_make(request, began)]))
-    failed = set(of_all_processes(failures.names() if rank() == 0 else []))
+                                if not plan.must_make(request, since)]))
+    failed, lost = (set(of_all_processes(failures.names(when) if rank() == 0 else []))
+                    for when in (0, since))
     missing = [request for request in plan.requests if request.file not in kept | plan.refused.keys()]
-    others, again = ([request for request in missing if (request.file.name in failed) == did]
-                     for did in (False, True))
-    return (others, again) if restarts() else (others + again, [])
+    again = sorted(missing, key=lambda request: request.file.name in failed)  # otherwise as they were
+    return ([request for request in again if request.file.name not in lost],
+            [request for request in again if request.file.name in lost])
 
 
 def leave_lost(why: str) -> NoReturn:

@@ -13,6 +13,7 @@ from tally import Tally
 
 from opensora.parallel import rank, world_size
 from opensora.pipeline import Sample
+from opensora.restarts import end
 from opensora.roll_call import RollCall
 from opensora.utils.failure_list import FailureList
 from opensora.utils.inference_config import InferenceConfig
@@ -90,6 +91,7 @@ class RunReport:
         self.failures.merge(final=True)
         print(self.total.line(self.seconds, self.config.save_dir), flush=True)
         status = 1 if self.total.failed else 0
+        end(status)  # before others leave, which torchrun may take for a reason to start again
         self.roll_call.dismiss(status)
         return status
 

@@ -2,7 +2,6 @@
 from __future__ import annotations
 
 import gc
-from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -58,7 +57,7 @@ def make_batch(
     config, num_steps = pipeline.config, pipeline.scheduler.num_sampling_steps
     bar.start_batch(batch, config.loop * num_steps, report.progress() if report.planned > 1 else "")
     try:
-        with report.failures.standing(batch) if first else nullcontext():
+        with report.failures.standing(batch):  # on every rank, for any of them may be killed
             samples = pipeline.generate(batch, opened, step)
     except RankLost:
         raise

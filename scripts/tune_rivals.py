@@ -29,6 +29,7 @@ from rivals.tuning import NAMES, Bench, Tried, tuned, values_of
 from trials import say
 
 from adacache.config import one_of
+from opensora.agreement import read_alike
 from opensora.parallel import process_group, rank
 from opensora.utils.whole_file import write_whole
 
@@ -84,8 +85,8 @@ def main() -> int:
     logging.getLogger("adacache").setLevel(logging.ERROR)
 
     def run() -> None:
-        check(args)
         with process_group(), torch.no_grad():
+            read_alike(lambda: check(args), lambda nothing: {})
             tune(args)
 
     return exit_status(run)

@@ -48,9 +48,9 @@ class FailureList:
                 "file": request.file.name, "cause": cause, "rank": self.rank,
                 "time": datetime.now(timezone.utc).isoformat(timespec="milliseconds")}
 
-    def names(self) -> list[str]:
-        """Of the files of all samples in the list."""
-        return [entry["file"] for entry in _entries(self.file)]
+    def names(self, since: float = 0) -> list[str]:
+        """Of the files of all samples in the list that failed since then, in seconds since the epoch."""
+        return [entry["file"] for entry in _entries(self.file) if _time(entry) >= since]
 
     def merge(self, final: bool = False) -> None:
         """On rank 0: make the list tell the present state; without entries there is no file.
@@ -72,8 +72,11 @@ class FailureList:
     def _made_since(self, entry: Mapping[str, Any]) -> bool:
         """With --overwrite a sample can fail whose earlier video is still there."""
         file = self.folder / entry["file"]
-        when = datetime.fromisoformat(entry["time"]).timestamp() if "time" in entry else 0
-        return is_finished(file) and file.with_suffix(".json").stat().st_mtime >= when
+        return is_finished(file) and file.with_suffix(".json").stat().st_mtime >= _time(entry)
+
+
+def _time(entry: Mapping[str, Any]) -> float:
+    return datetime.fromisoformat(entry["time"]).timestamp() if "time" in entry else 0
 
 
 def _entries(file: Path) -> Iterator[dict[str, Any]]:

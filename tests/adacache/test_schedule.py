@@ -50,6 +50,16 @@ def test_videos_with_different_schedules_keep_their_own():
         schedule.check_count(3)
 
 
+def test_changes_are_of_computed_steps_and_shown_where_there_are_any():
+    with pytest.raises(ValueError, match="changes=.*: '2'; allowed: computed steps"):
+        FixedSchedule.from_json({"num_steps": 9, "computed_steps": [0, 2], "changed_steps": ["2"]})
+    with pytest.raises(ValueError, match="allowed: a list of steps for each"):
+        FixedSchedule([[0, 1], [0, 2]], 9, changes=(1,))
+    assert FixedSchedule([[0, 1], [0, 2]], 9, changes=[[], [2]]).of_video(1).changes == (2,)
+    assert "changes" not in repr(FixedSchedule((0, 2), 9)) and "changes=(2,)" in repr(
+        FixedSchedule((0, 2), 9, changes=(2,)))
+
+
 @pytest.mark.parametrize("steps, said", [((1, 2), "lacks step 0"), ((), "lacks step 0"),
                                          ((-1, 0), "step -1; allowed: 0 to 9"),
                                          ((0, 10), "step 10; allowed: 0 to 9"),

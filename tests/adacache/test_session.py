@@ -244,6 +244,7 @@ def test_a_probed_block_that_stops_saving_is_named():
     ((1, torch.ones(2)), (1, torch.tensor([1.0, 2.0])), [False, True]),
     ((1, (2, "a")), (1, (2, "b")), [True, True]),
     ((1,), (1, 2), [True, True]), ((), (), [False, False]),
+    ([[32, 32], "x"], [[32, 32], "x"], [False, False]), ([1], (1,), [True, True]),
 ])
 def test_watched_tuples_are_compared_by_what_is_in_them(value, other, differs):
     assert differing_rows(value, other, 2) == differs
