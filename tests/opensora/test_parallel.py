@@ -106,7 +106,8 @@ def shares_of(count: int, ranks: int) -> list[int]:
 def test_a_reused_step_sends_its_output_alone(ranks):
     for found in ranks:
         run = found["sp"]["sampled"]["schedule"]
-        computed = videos_of(run)[0]["computed_steps"]  # the same for both
+        # one video's frame mask changes where its schedule knows of nothing
+        computed = {step for video in videos_of(run) for step in video["computed_steps"]}
         assert len(run["calls"]["all_to_all"]) == STEPS + len(computed) * BLOCKS
 
 
