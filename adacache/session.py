@@ -223,14 +223,11 @@ class Session:
 
     def _check_measured(self, due: Sequence[Group]) -> None:
         """Raise RuntimeError for a probed block that saved nothing at this step."""
-        if self.step > 0 and any(len(group.distances) < len(self.probed) for group in due):
-            raise RuntimeError(f"step {self.step}: not all of the probes {', '.join(self.probed)} saved a "
-                               "residual; allowed: the same ones in every computed step")
-
-    @property
-    def probed(self) -> list[str]:
-        """Probes in the model's slots."""
-        return [f"{cache.path}.{name}" for cache in self.caches for name in cache.probed]
+        count = sum(len(cache.probed) for cache in self.caches)
+        if self.step > 0 and any(len(group.distances) < count for group in due):
+            probes = ", ".join(f"{cache.path}.{name}" for cache in self.caches for name in cache.probed)
+            raise RuntimeError(f"step {self.step}: not all of the probes {probes} saved a residual; allowed: "
+                               "the same ones in every computed step")
 
     def _decide(self, due: Sequence[Group]) -> None:
         """For all due groups at once, by sums over all ranks: one all-reduce, one device sync."""
