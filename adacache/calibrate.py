@@ -179,10 +179,12 @@ def steps_for_reuse(recording: Recording, count: int, growth: Tensor) -> FixedSc
     What one gap between computed steps adds to the final error does not depend on the others, as long as
     errors are small.  So the schedule with the least sum over its gaps is found exactly; of several gaps'
     errors the squares are summed.  growth: [K], see `growth_of_errors`.
-    Raises ValueError for a count that the run has not.
+    Raises ValueError for a count that the run has not, and a growth that is none of its steps.
     """
     total = recording.num_steps
-    check_search(count, total, growth)
+    check_count(count, total)
+    if growth.shape != (total,) or not growth.isfinite().all():
+        raise ValueError(f"growth={growth.tolist()}; allowed: {total} finite numbers")
     costs = gap_costs(recording, growth)
     least = costs[0].clone()  # of one computed step, the first, and reuse to each end: [K + 1]
     chosen = []               # for each further one: the best step before each end
@@ -221,9 +223,7 @@ def best_steps(recording: Recording, count: int, config: AdaCacheConfig, growth:
     From those for plain reuse, single steps move by up to `reach`, and all that follow one by 1, as long as
     the mean of the log error falls.  config: its forecast is the one that the schedule is made for.
     """
-    total = recording.num_steps
-    check_search(count, total, growth)
-    order = config.resolved().forecast
+    total, order = recording.num_steps, config.resolved().forecast
 
     @cache
     def loss(steps: frozenset[int]) -> float:
@@ -236,12 +236,6 @@ def best_steps(recording: Recording, count: int, config: AdaCacheConfig, growth:
         for index in range(1, count):
             best = min((best, *neighbours(best, index, total, reach)), key=loss)
     return FixedSchedule(tuple(sorted(best)), total, forecast=order)
-
-
-def check_search(count: int, total: int, growth: Tensor) -> None:
-    check_count(count, total)
-    if growth.shape != (total,) or not growth.isfinite().all():
-        raise ValueError(f"growth={growth.tolist()}; allowed: {total} finite numbers")
 
 
 def check_count(count: int, total: int) -> None:

@@ -150,12 +150,11 @@ def tidy_and_list_missing(
     # a sample that only one node's disk has is finished, too
     kept = set(of_all_processes([request.file for request in plan.requests
                                 if not plan.must_make(request, since)]))
-    failed, lost = (set(of_all_processes(failures.names(when) if rank() == 0 else []))
-                    for when in (0, since))
+    failed = dict(of_all_processes(list(failures.times().items()) if rank() == 0 else []))
     missing = [request for request in plan.requests if request.file not in kept | plan.refused.keys()]
     again = sorted(missing, key=lambda request: request.file.name in failed)  # otherwise as they were
-    return ([request for request in again if request.file.name not in lost],
-            [request for request in again if request.file.name in lost])
+    given_up = [request for request in again if failed.get(request.file.name, -math.inf) >= since]
+    return [request for request in again if request not in given_up], given_up
 
 
 def leave_lost(why: str) -> NoReturn:

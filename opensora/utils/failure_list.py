@@ -48,9 +48,9 @@ class FailureList:
                 "file": request.file.name, "cause": cause, "rank": self.rank,
                 "time": datetime.now(timezone.utc).isoformat(timespec="milliseconds")}
 
-    def names(self, since: float = 0) -> list[str]:
-        """Of the files of all samples in the list that failed since then, in seconds since the epoch."""
-        return [entry["file"] for entry in _entries(self.file) if _time(entry) >= since]
+    def times(self) -> dict[str, float]:
+        """When each sample in the list failed, by file name, in seconds since the epoch."""
+        return {entry["file"]: _time(entry) for entry in _entries(self.file)}
 
     def merge(self, final: bool = False) -> None:
         """On rank 0: make the list tell the present state; without entries there is no file.
