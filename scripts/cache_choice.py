@@ -6,17 +6,20 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from torch import nn
 
 from adacache import PUBLISHED_KEYS, AdaCacheConfig, Ranks, Session, adaptive_cache
 from adacache.ranks import ALONE
+from opensora.datasets.aspect import get_image_size, get_num_frames
 from opensora.registry import SCHEDULERS, build_module
 
 CODEBOOKS = ("slow", "fast", "published-slow", "published-fast")
 ALLOWED = f"off, {', '.join(CODEBOOKS)}, or a JSON file with settings of AdaCacheConfig"
 ROOT = Path(__file__).resolve().parents[1]
+NO_RUN: Mapping[str, Any] = MappingProxyType({})  # of which nothing is known
 MIDDLE_PROBE = "temporal_blocks.middle.attn"  # 13 of the published 28
 
 
@@ -27,12 +30,11 @@ def take_cache_config(values: dict[str, Any], choice: str | None = None) -> AdaC
     Raises ValueError or TypeError for settings that cannot be.
     """
     published, options = take_published(values), values.pop("adacache", None)
-    sampler = values.get("scheduler")
     if options == "off":
         options = None
     if published.get("do_cache") and options is not None:
         raise ValueError(f"adacache={options!r} and model.do_cache are both set; allowed: one of them")
-    cache = checked_settings(options, sampler) if options is not None else \
+    cache = checked_settings(options, values) if options is not None else \
         AdaCacheConfig.from_published(published)
     if choice is None or choice == "off":
         return cache if choice is None else None
@@ -41,7 +43,7 @@ def take_cache_config(values: dict[str, Any], choice: str | None = None) -> AdaC
         kept = cache or AdaCacheConfig(probes=(MIDDLE_PROBE,))
         return AdaCacheConfig(codebook=choice, probes=kept.probes, metric=kept.metric, moreg=kept.moreg,
                               rows_per_video=kept.rows_per_video, num_steps=kept.num_steps)
-    return read_profile(choice, sampler)
+    return read_profile(choice, values)
 
 
 def take_published(values: dict[str, Any]) -> dict[str, Any]:
@@ -60,16 +62,16 @@ def take_published(values: dict[str, Any]) -> dict[str, Any]:
     return published
 
 
-def read_profile(path: str, sampler: object = None) -> AdaCacheConfig:
-    """Settings from a file, as in `read_settings`.  sampler: of the run, a config's `scheduler`.
+def read_profile(path: str, run: Mapping[str, Any] = NO_RUN) -> AdaCacheConfig:
+    """Settings from a file, as in `read_settings`.  run: a config's values.
 
-    Raises ValueError, also where the file was made with another sampler.
+    Raises ValueError, also where the file was made for another run.
     """
     try:
         read = read_json(path)
         settings = checked_settings(settings_in(read))
-        if isinstance(sampler, Mapping) and not settings.any_signature:
-            check_sampler(read, sampler)
+        if isinstance(read, Mapping) and not settings.any_signature:
+            check_made_for(run, read)
         return settings
     except FileNotFoundError:
         raise ValueError(f"adacache={path!r}; allowed: {ALLOWED}") from None
@@ -77,20 +79,30 @@ def read_profile(path: str, sampler: object = None) -> AdaCacheConfig:
         raise ValueError(f"adacache={path!r}: {error}") from error
 
 
-def check_sampler(read: object, sampler: Mapping[str, Any]) -> None:
-    """Raise ValueError where a profile was made with another sampler, such as another guidance.
+def check_made_for(run: Mapping[str, Any], profile: Mapping[str, Any]) -> None:
+    """Raise ValueError where a profile was made with another sampler, length or size than the run has.
 
-    What one of them leaves to its default counts, too.
+    What a sampler leaves to its default counts, too.
     """
-    made = read.get("sampler") if isinstance(read, Mapping) else None
-    if not isinstance(made, Mapping):
-        return
-    with suppress(TypeError, ValueError, KeyError):  # a sampler that cannot be built is said so elsewhere
-        made, sampler = (build_module(dict(each), SCHEDULERS).of_a_run for each in (made, sampler))
-    for key in sorted(made.keys() & sampler.keys()):
-        if made[key] != sampler[key]:
-            raise ValueError(f"made with scheduler.{key}={made[key]!r}, but here it is {sampler[key]!r}; "
-                             "allowed: the same, or any_signature=True in its settings")
+    here = described(run.get("scheduler"), run)
+    for key, made in described(profile.get("sampler"), profile).items():
+        if key in here and here[key] != made:
+            raise ValueError(f"made with {key}={made!r}, but here it is {here[key]!r}; allowed: the same, "
+                             f"{' or '.join(CODEBOOKS[:2])} instead, or any_signature=True in its settings")
+
+
+def described(sampler: object, values: Mapping[str, Any]) -> dict[str, Any]:
+    """What a profile is made for, by config key; whatever cannot be told is reported elsewhere."""
+    told: dict[str, Any] = {}
+    with suppress(TypeError, ValueError, KeyError):
+        told |= {f"scheduler.{key}": value
+                 for key, value in sorted(build_module(dict(sampler), SCHEDULERS).of_a_run.items())}
+    with suppress(TypeError, ValueError, KeyError):
+        told["num_frames"] = get_num_frames(values["num_frames"])
+    with suppress(TypeError, ValueError, KeyError):
+        told["image_size"] = tuple(values.get("image_size") or get_image_size(
+            str(values["resolution"]), str(values["aspect_ratio"])))
+    return told
 
 
 def read_settings(path: str) -> object:
@@ -110,12 +122,12 @@ def settings_in(read: object) -> object:
     return read["settings"] if isinstance(read, dict) and "settings" in read else read
 
 
-def checked_settings(options: object, sampler: object = None) -> AdaCacheConfig:
-    """options: a mapping, or what the flag takes.  sampler: as for `read_profile`."""
+def checked_settings(options: object, run: Mapping[str, Any] = NO_RUN) -> AdaCacheConfig:
+    """options: a mapping, or what the flag takes.  run: as for `read_profile`."""
     if options in CODEBOOKS:
         return AdaCacheConfig(codebook=options, probes=(MIDDLE_PROBE,))
     if isinstance(options, str):
-        return read_profile(options, sampler)
+        return read_profile(options, run)
     if not isinstance(options, dict):
         raise ValueError(f"adacache={options!r}; allowed: dict(codebook=..., ...), or {ALLOWED}")
     return AdaCacheConfig.from_dict(options)

@@ -55,7 +55,7 @@ def test_it_loads(path):
 @pytest.mark.parametrize("path", sorted((ROOT / "configs/eval").glob("*.py")), ids=name)
 def test_every_method_of_an_evaluation_can_be_had(path):
     values = read_config(path).to_dict()
-    methods = read_methods(values["methods"], values["scheduler"])
+    methods = read_methods(values["methods"], values)
     assert methods.keys() == values["methods"].keys()
 
 
@@ -90,6 +90,18 @@ def test_a_profile_is_refused_with_another_sampler_than_it_was_made_with():
         scheduler = {key: value for key, value in {**sampler, **other}.items() if value is not None}
         with pytest.raises(ValueError, match=said):
             take_cache_config({"adacache": profile, "model": {}, "scheduler": scheduler})
+
+
+@pytest.mark.parametrize(("change", "said"), [
+    ({"num_frames": 17}, "num_frames=51, but here it is 17; allowed: the same, slow or fast instead"),
+    ({"image_size": (96, 128)}, r"image_size=\(128, 128\), but here it is \(96, 128\)"),
+    ({"image_size": None, "resolution": "144p", "aspect_ratio": "1:1"}, r"but here it is \(192, 192\)"),
+])
+def test_a_profile_is_refused_at_another_length_or_size_before_a_model_is_loaded(change, said):
+    values = plain(ROOT / "configs/shapes/sample_calibrated.py")
+    take_cache_config({**values, "num_frames": "2s"})  # 51, by its name
+    with pytest.raises(ValueError, match=said):
+        take_cache_config({**values, **change})
 
 
 @pytest.mark.parametrize("path", PROFILES, ids=lambda path: path.stem)

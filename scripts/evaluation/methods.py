@@ -62,8 +62,8 @@ class Method:
             raise ValueError(f"methods[{self.name!r}]: {error}") from error
 
 
-def read_methods(given: object, sampler: Mapping[str, Any]) -> dict[str, Method]:
-    """sampler: the config's.  Raises ValueError or TypeError naming what is wrong."""
+def read_methods(given: object, config: Mapping[str, Any]) -> dict[str, Method]:
+    """config: its values.  Raises ValueError or TypeError naming what is wrong."""
     if not isinstance(given, dict) or not given:
         raise ValueError("methods is missing or empty; allowed: methods = {name: dict(adacache=...)}")
     methods: dict[str, Method] = {}
@@ -80,7 +80,7 @@ def read_methods(given: object, sampler: Mapping[str, Any]) -> dict[str, Method]
         if values.get("adacache") is not None and values.get("rival") is not None:
             raise ValueError(f"{where} has adacache and rival; allowed: one of them")
         try:
-            methods[name] = read_method(name, values, sampler)
+            methods[name] = read_method(name, values, config)
         except (TypeError, ValueError) as error:
             raise ValueError(f"{where}: {error}") from error
     for name, method in methods.items():
@@ -91,8 +91,8 @@ def read_methods(given: object, sampler: Mapping[str, Any]) -> dict[str, Method]
     return methods
 
 
-def read_method(name: str, values: Mapping[str, Any], sampler: Mapping[str, Any]) -> Method:
-    cache, rival = values.get("adacache"), values.get("rival")
+def read_method(name: str, values: Mapping[str, Any], config: Mapping[str, Any]) -> Method:
+    cache, rival, sampler = values.get("adacache"), values.get("rival"), config["scheduler"]
     steps = checked_steps(values.get("steps", sampler["num_sampling_steps"]))
     cache = None if cache == "off" else cache
     if isinstance(rival, str):
@@ -111,7 +111,8 @@ def read_method(name: str, values: Mapping[str, Any], sampler: Mapping[str, Any]
         raise ValueError(f"replay={more['replay']!r} without adacache; allowed: with adacache=dict(...)")
     return Method(
         name=name, steps=steps, **more,
-        cache=None if cache is None else checked_settings(cache, {**sampler, "num_sampling_steps": steps}),
+        cache=None if cache is None else checked_settings(
+            cache, {**config, "scheduler": {**sampler, "num_sampling_steps": steps}}),
         rival=None if rival is None else read_rival(rival),
         family=str(values.get("family", name.split(",")[0])))
 

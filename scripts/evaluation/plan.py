@@ -117,5 +117,5 @@ def read_plan(path: str, overrides: Mapping[str, Any] | None, flags: Mapping[str
                          prompt_path=None)
     requests = tuple(request for seed in options.seeds or (config.seed,)
                      for request in plan_samples(replace(config, seed=seed)))
-    read = read_methods(methods, config.scheduler)
+    read = read_methods(methods, vars(config))
     return Plan(path, config, options, read, chosen_metrics(options.metrics), requests)
