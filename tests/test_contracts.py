@@ -85,7 +85,7 @@ def readme_command(mark: str) -> str:
 
 
 def test_each_of_the_readmes_two_commands_is_one_command():
-    for mark, part in (("make-a-video", "scripts/inference.py configs/shapes/sample_adacache.py"),
+    for mark, part in (("make-a-video", "scripts/inference.py configs/shapes/sample_calibrated.py"),
                        ("run-the-tests", "python -m pytest")):
         command = readme_command(mark)
         assert command.startswith("pip install -r requirements.txt -e .") and part in command

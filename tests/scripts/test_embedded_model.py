@@ -18,7 +18,7 @@ from opensora.utils.weights import packaged_path
 ROOT = Path(__file__).resolve().parents[2]
 ASSETS = Path(packaged_path("opensora/assets/shapes"))
 PROMPT = "a large yellow circle moves left quickly on a gray background"
-NAMES = ("sample", "sample_adacache")
+NAMES = ("sample", "sample_adacache", "sample_calibrated")
 SAME_CLIP = 30  # dB
 
 
@@ -41,14 +41,15 @@ def test_the_clip_shows_what_the_prompt_says(folder, name):
     assert {k for k, v in score.present().items() if v < 1} == set()
 
 
-def test_adacache_computes_less_than_half_of_the_steps_of_visibly_the_same_clip(folder):
-    plain, cached = (json.loads((folder / f"{name}_0000.json").read_text()) for name in NAMES)
+# residuals that are kept: one to reuse, two orders of the forecast, and one to compare where videos decide
+@pytest.mark.parametrize(("name", "kept"), [("sample_adacache", 4), ("sample_calibrated", 3)])
+def test_adacache_computes_less_than_half_of_the_steps_of_visibly_the_same_clip(folder, name, kept):
+    plain, cached = (json.loads((folder / f"{each}_0000.json").read_text()) for each in ("sample", name))
     assert plain["uncached"] and not cached["uncached"]
     assert len(plain["computed_steps"]) == 30 and 4 < len(cached["computed_steps"]) < 15
-    videos = [read_video(folder / f"{name}_0000.mp4")[0].numpy() for name in NAMES]
+    videos = [read_video(folder / f"{each}_0000.mp4")[0].numpy() for each in ("sample", name)]
     assert peak_signal_noise_ratio(*videos) > SAME_CLIP
-    # four residuals of 2 rows of 15 x 16 tokens: to reuse, to compare, and two orders of the forecast
-    assert cached["cache_bytes"] == 4 * 2 * 15 * 16 * 192 * 4
+    assert cached["cache_bytes"] == kept * 2 * 15 * 16 * 192 * 4  # of 2 rows of 15 x 16 tokens
     assert cached["forecast"] == 2 and cached["signature"]["input_shape"] == [4, 15, 16, 16]
 
 
