@@ -32,7 +32,7 @@ LARGEST = 100.0  # factor of thresholds
 
 @dataclass(frozen=True)
 class Simulation:
-    """trace: the schedules, one for each video or one for all.  errors: what every step would have added too
+    """trace: the schedules, one for each video.  errors: what every step would have added too
     much, as short vectors, [V, p, K, D]."""
 
     trace: Trace

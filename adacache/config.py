@@ -21,7 +21,8 @@ PUBLISHED_WINDOWS = {30: (4, 26), 100: (10, 90)}
 class MoRegConfig:
     """Motion regularization; defaults as published.
 
-    strides: distances between compared frames.  scale, power: m = (score / scale)^power.
+    strides: distances between compared frames; with one that leaves no pair, as of a picture, m is no number,
+    and steps of the window are computed, as published.  scale, power: m = (score / scale)^power.
     gradient: weight of the change of m; 0 leaves it out.
     window: first and last step where motion counts, counted from 1.  None: as published for the number of
     steps; for a number without one, the same part of the run as that of the nearest number.
@@ -79,7 +80,8 @@ class AdaCacheConfig:
     granularity: "stack" keeps one residual, the sum over all blocks; "block" keeps those of every block, as
     published.
     decide: "video", a schedule for each video, whatever else is in the batch; "row", one for each row of the
-    batch; "batch", one for all.  None: "batch" with a published preset, otherwise "video".
+    batch; "batch", one for all.  None: as the recorded schedule; otherwise "batch" with a published preset,
+    and "video" without.
     rows_per_video: 2: conditional and unconditional rows in one call, all of the first kind before those of
     the second, as samplers with classifier-free guidance make it.  1: without guidance.  Matters to "video",
     and to forecast and guard, which look at both rows together (with "row" at each by itself).
@@ -176,7 +178,8 @@ class AdaCacheConfig:
     def from_dict(cls, values: Mapping[str, Any]) -> AdaCacheConfig:
         """From the `adacache = dict(...)` of a config file; moreg may be a dict, schedule a trace's file.
 
-        Raises TypeError for an unknown key, ValueError for a value that is not allowed.
+        Raises TypeError for an unknown key, ValueError for a value that is not allowed, FileNotFoundError for
+        a file that is not there.
         """
         values = known_keys(field_names(cls), values, "adacache")
         if isinstance(values.get("moreg"), Mapping):

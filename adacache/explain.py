@@ -5,6 +5,7 @@ import inspect
 import math
 import sys
 
+import torch
 from torch import nn
 
 from adacache.attach import (
@@ -32,7 +33,8 @@ def explanation(model: nn.Module, config: AdaCacheConfig, num_steps: int,
                 residual_shape: tuple[int, int, int] | None = None) -> str:
     """Blocks and probes in play, fewest and most computed steps, the cache's size, and what will not work.
 
-    residual_shape: of one residual, rows x tokens x channels, for the size in bytes.
+    residual_shape: of one residual, rows x tokens x channels, for the size in bytes, taken to be of the dtype
+    of the model's first parameter.
     """
     found = problems(model, config, num_steps)
     if not is_whole(num_steps, 1):  # then there is nothing else to tell
@@ -99,7 +101,8 @@ def keeps(config: AdaCacheConfig, slots: dict[str, nn.Module], shape: tuple[int,
     if shape is None:
         return f"{count}, each rows x tokens x channels"
     rows, tokens, channels = shape
-    size = next(model.parameters()).element_size()
+    first = next(model.parameters(), torch.empty(0))
+    size = first.element_size()
     return (f"{count} of {rows} x {tokens} x {channels} x {size} bytes: "
             f"{(stored + extra) * rows * tokens * channels * size:,} bytes")
 

@@ -338,7 +338,7 @@ def always_last(guard: float) -> int:
 def kept(value: Any) -> Any:
     """As it is now, whatever becomes of it in place."""
     if isinstance(value, tuple | list):
-        return type(value)(map(kept, value))
+        return (list if isinstance(value, list) else tuple)(map(kept, value))  # of a named one, its values
     return value.clone() if isinstance(value, Tensor) else value
 
 
@@ -347,7 +347,8 @@ def differing_rows(value: Any, stored: Any, rows: int) -> list[bool]:
 
     Tensors, numbers, texts, and tuples and lists of these by value, anything else by identity.
     """
-    if isinstance(value, tuple | list) and type(value) is type(stored) and len(value) == len(stored):
+    like = tuple if isinstance(value, tuple) else list
+    if isinstance(value, like) and isinstance(stored, like) and len(value) == len(stored):
         each = [differing_rows(*pair, rows) for pair in zip(value, stored, strict=True)]
         return [any(of_row) for of_row in zip(*each, strict=True)] if each else [False] * rows
     if isinstance(value, Tensor) and isinstance(stored, Tensor):

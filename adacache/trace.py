@@ -94,6 +94,8 @@ class Trace:
         name = "its data" if given else repr(str(source))
         try:
             data = source if given else json.loads(Path(source).read_text(encoding="utf-8"))
+            if (clips := len(data.get("clips", ()))) > 1:
+                raise ValueError(f"a sample of {clips} clips, each with a schedule of its own")
             signature = data.get("signature")
             return cls(data["num_steps"], [video_from(video) for video in data.get("videos", [data])],
                        None if signature is None else Signature.from_json(signature),

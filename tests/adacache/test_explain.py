@@ -31,6 +31,14 @@ def test_the_bytes_are_those_that_a_run_then_holds(capsys, settings):
     assert keeps.endswith(f": {session.cache_bytes:,} bytes")
 
 
+def test_a_model_without_weights_is_explained_too(capsys):
+    model = toy()
+    for module in model.modules():
+        module._parameters.clear()
+    explain(model, AdaCacheConfig(codebook=LEVELS, probes=["blocks.1.attn"]), 30, (2, 6, 4))
+    assert "of 2 x 6 x 4 x 4 bytes" in capsys.readouterr().out
+
+
 def test_the_fewest_steps_are_those_of_a_run_that_hardly_changes(capsys):
     model = toy()
     with adaptive_cache(model, AdaCacheConfig(codebook=[(99.0, 6)], probes=["blocks.1.attn"]), 30) as session:

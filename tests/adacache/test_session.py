@@ -3,6 +3,7 @@ import logging
 import re
 import time
 from dataclasses import replace
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -13,6 +14,11 @@ from adacache.session import differing_rows
 
 BY_BLOCK = {"probes": ["blocks.0.attn"], "granularity": "block", "decide": "batch"}
 TWO_LEVELS = [(0.15, 2), (0.5, 1)]
+
+
+class Size(NamedTuple):
+    height: int
+    width: int
 
 
 def growing(factor: float, steps: int, frame: tuple[float, ...] = (1.0, 1.0)) -> list[torch.Tensor]:
@@ -245,6 +251,7 @@ def test_a_probed_block_that_stops_saving_is_named():
     ((1, (2, "a")), (1, (2, "b")), [True, True]),
     ((1,), (1, 2), [True, True]), ((), (), [False, False]),
     ([[32, 32], "x"], [[32, 32], "x"], [False, False]), ([1], (1,), [True, True]),
+    (Size(3, 4), (3, 4), [False, False]), (Size(3, 4), (3, 5), [True, True]),
 ])
 def test_watched_tuples_are_compared_by_what_is_in_them(value, other, differs):
     assert differing_rows(value, other, 2) == differs

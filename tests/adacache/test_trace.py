@@ -29,6 +29,12 @@ def test_a_file_is_read_too_and_the_record_beside_a_sample(tmp_path):
     assert Trace.from_json(sample) == Trace(8, TRACE.videos[:1])
 
 
+def test_a_sample_of_several_clips_has_no_one_schedule():
+    clips = TRACE.to_json()["videos"]
+    with pytest.raises(ValueError, match="a sample of 2 clips, each with a schedule of its own"):
+        Trace.from_json({"num_steps": 8, **clips[0], "clips": clips})
+
+
 def test_numbers_that_json_has_not_become_null():
     trace = Trace(3, [VideoTrace([0, 1, 2], [Decision(1, math.inf, 1.0, 0.0, math.nan, 1)])])
     data = json.loads(json.dumps(trace.to_json(), allow_nan=False))
