@@ -20,7 +20,7 @@ CODEBOOKS = ("slow", "fast", "published-slow", "published-fast")
 ALLOWED = f"off, {', '.join(CODEBOOKS)}, or a JSON file with settings of AdaCacheConfig"
 ROOT = Path(__file__).resolve().parents[1]
 NO_RUN: Mapping[str, Any] = MappingProxyType({})  # of which nothing is known
-MIDDLE_PROBE = "temporal_blocks.middle.attn"  # 13 of the published 28
+MIDDLE_PROBE = "temporal_blocks.middle.attn"  # as deep as the published one, block 13 of 28
 
 
 def take_cache_config(values: dict[str, Any], choice: str | None = None) -> AdaCacheConfig | None:
@@ -34,16 +34,29 @@ def take_cache_config(values: dict[str, Any], choice: str | None = None) -> AdaC
         options = None
     if published.get("do_cache") and options is not None:
         raise ValueError(f"adacache={options!r} and model.do_cache are both set; allowed: one of them")
-    cache = checked_settings(options, values) if options is not None else \
-        AdaCacheConfig.from_published(published)
-    if choice is None or choice == "off":
-        return cache if choice is None else None
-    if choice in CODEBOOKS:
-        # a preset is whole: only what it does not speak of stays as the config has it
-        kept = cache or AdaCacheConfig(probes=(MIDDLE_PROBE,))
-        return AdaCacheConfig(codebook=choice, probes=kept.probes, metric=kept.metric, moreg=kept.moreg,
-                              rows_per_video=kept.rows_per_video, num_steps=kept.num_steps)
-    return read_profile(choice, values)
+    if choice == "off":
+        return None
+    if choice is not None and choice not in CODEBOOKS:
+        return read_profile(choice, values)
+    # what a preset replaces need not fit this run
+    cache = AdaCacheConfig.from_published(published) if options is None else \
+        checked_settings(options, values if choice is None else NO_RUN)
+    return cache if choice is None else with_preset(choice, cache, said=options is not None)
+
+
+def with_preset(name: str, config: AdaCacheConfig | None, said: bool) -> AdaCacheConfig:
+    """A preset is whole: only what it does not speak of stays as the config has it.
+
+    said: by this project's keys, not by the published ones, which know no granularity.
+    Raises ValueError where the config asks for residuals of every block and the preset has but the stack's.
+    """
+    kept, as_published = config or AdaCacheConfig(probes=(MIDDLE_PROBE,)), name.startswith("published")
+    if kept.granularity == "block" and said and not as_published:
+        raise ValueError(f"adacache={name!r} with granularity='block'; allowed: granularity='stack', whose "
+                         f"residual it extrapolates, or {', '.join(CODEBOOKS[2:])}")
+    return AdaCacheConfig(codebook=name, probes=kept.probes, metric=kept.metric, moreg=kept.moreg,
+                          granularity=kept.granularity if as_published else "stack",
+                          rows_per_video=kept.rows_per_video, num_steps=kept.num_steps)
 
 
 def take_published(values: dict[str, Any]) -> dict[str, Any]:
@@ -69,13 +82,16 @@ def read_profile(path: str, run: Mapping[str, Any] = NO_RUN) -> AdaCacheConfig:
     """
     try:
         read = read_json(path)
+    except FileNotFoundError:
+        raise ValueError(f"adacache={path!r}; allowed: {ALLOWED}") from None
+    except (ValueError, OSError) as error:
+        raise ValueError(f"adacache={path!r}: {error}") from error
+    try:
         settings = checked_settings(settings_in(read))
         if isinstance(read, Mapping) and not settings.any_signature:
             check_made_for(run, read)
         return settings
-    except FileNotFoundError:
-        raise ValueError(f"adacache={path!r}; allowed: {ALLOWED}") from None
-    except (TypeError, ValueError, OSError) as error:
+    except (TypeError, ValueError, OSError) as error:  # also where a file that it names is missing
         raise ValueError(f"adacache={path!r}: {error}") from error
 
 
@@ -144,7 +160,7 @@ def open_cache(
 
 def for_model(cache: AdaCacheConfig, model: nn.Module) -> AdaCacheConfig:
     """The same, with MIDDLE_PROBE as a path."""
-    middle = MIDDLE_PROBE.replace("middle", str((len(model.temporal_blocks) - 1) // 2))
+    middle = MIDDLE_PROBE.replace("middle", str(round(13 / 28 * len(model.temporal_blocks))))
     return replace(cache, probes=tuple(middle if probe == MIDDLE_PROBE else probe for probe in cache.probes))
 
 

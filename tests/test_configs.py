@@ -3,6 +3,7 @@ import json
 import re
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -19,7 +20,7 @@ from opensora.utils.weights import packaged_path
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "scripts"))
-from cache_choice import take_cache_config  # noqa: E402
+from cache_choice import for_model, take_cache_config  # noqa: E402
 from evaluation.methods import read_methods  # noqa: E402
 
 ALL = sorted((ROOT / "configs").rglob("*.py"))
@@ -74,6 +75,35 @@ def test_every_key_is_read_and_every_value_allowed(path):
 def test_a_config_can_say_what_the_flag_says():
     for name in ("fast", "published-slow", "off"):
         assert take_cache_config({"adacache": name}) == take_cache_config({}, name)
+
+
+def test_the_flag_replaces_a_profile_that_does_not_fit_the_run():
+    values = {**plain(ROOT / "configs/shapes/sample_calibrated.py"), "num_frames": 17}
+    assert take_cache_config(dict(values), "off") is None
+    assert take_cache_config(dict(values), "fast").codebook == "fast"
+    with pytest.raises(ValueError, match="adacache='missing.json'; allowed: off, slow"):
+        take_cache_config(dict(values), "missing.json")
+
+
+def test_a_profile_that_names_a_missing_schedule_is_there_itself(tmp_path):
+    (tmp_path / "p.json").write_text('{"schedule": "missing.json"}')
+    with pytest.raises(ValueError, match=r"p.json': no trace: 'missing.json' does not exist"):
+        take_cache_config({}, str(tmp_path / "p.json"))
+
+
+def test_a_preset_keeps_residuals_of_every_block_where_it_can():
+    by_block = {"adacache": {"codebook": "published-fast", "granularity": "block"}}
+    assert take_cache_config(dict(by_block), "published-slow").granularity == "block"
+    with pytest.raises(ValueError, match="adacache='slow' with granularity='block'; allowed: granula"):
+        take_cache_config(dict(by_block), "slow")
+    fork = {"model": {"do_cache": True}, "scheduler": {}}  # whose keys know nothing else than by block
+    assert take_cache_config(dict(fork), "fast").granularity == "stack"
+
+
+@pytest.mark.parametrize(("blocks", "measured"), [(28, 13), (4, 2), (2, 1), (1, 0)])
+def test_a_preset_without_probes_measures_as_deep_as_published(blocks, measured):
+    model = SimpleNamespace(temporal_blocks=[None] * blocks)
+    assert for_model(take_cache_config({}, "fast"), model).probes == (f"temporal_blocks.{measured}.attn",)
 
 
 def test_a_profile_is_refused_with_another_sampler_than_it_was_made_with():
