@@ -126,8 +126,7 @@ class Pipeline:
                         references, strategies = self.continue_clip(
                             clips[-1], requests, references, strategies, clip)
                     clips[-1] = clips[-1].cpu()
-                z = self.noise(requests, clip)
-                mask = mask_or_none(apply_mask_strategy(z, references, strategies, clip, self.config.align))
+                z, mask = self.start_clip(requests, references, strategies, clip)
                 with self.in_use(self.model), stopwatch("denoise"):
                     z, run = self.denoise(z, captions[clip], mask, requests, clip, sampling_context, progress)
                 with stopwatch("decode"), self.in_use(self.vae):
@@ -173,6 +172,13 @@ class Pipeline:
                     self.config.condition_frame_length, self.config.condition_frame_edit)
             continued.append((own, strategy))
         return [own for own, _ in continued], [strategy for _, strategy in continued]
+
+    def start_clip(self, requests: Sequence[SampleRequest], references: list[list[Tensor]],
+                   strategies: list[str], clip: int) -> tuple[Tensor, Tensor | None]:
+        """Noise with the given frames in it, [B, C, T, h, w], and which frames are given, [B, T]; None: none.
+        """
+        z = self.noise(requests, clip)
+        return z, mask_or_none(apply_mask_strategy(z, references, strategies, clip, self.config.align))
 
     def noise(self, requests: Sequence[SampleRequest], clip: int) -> Tensor:
         """[B, C, T, h, w], fp32.  Drawn on the CPU, each sample by its own seed: the same in every batch."""

@@ -34,6 +34,7 @@ from prompt_flags import (
     chosen_prompts,
 )
 from recorded_prompts import RecordedPrompts, as_options, in_batches, open_pipeline
+from torch import nn
 from trials import Outcome, Trials, say
 
 from opensora.agreement import read_alike
@@ -49,16 +50,22 @@ def profile(found: Found, known: Calibration) -> dict[str, Any]:
 
 
 def calibrate(args: argparse.Namespace) -> int:
-    pipeline, probes = open_pipeline(args.config, args.cfg_options)
+    pipeline, base = open_pipeline(args.config, args.cfg_options, check_steps)
     config, (prompts, others) = pipeline.config, chosen_prompts(args)
     batches = in_batches(config, prompts, args.batch)
     cost = max(of_all_processes([reused_cost(pipeline, batches[0])]))  # the same decisions everywhere
-    known = Calibration(RecordedPrompts.of(pipeline, batches, probes), cost, probes)
+    known = Calibration(RecordedPrompts.of(pipeline, batches, base), cost, base)
     trials = Trials(pipeline, in_batches(replace(config, seed=config.seed + 1), others, args.batch))
     told = {"config": args.config, "sampler": dict(config.scheduler), "image_size": list(config.size),
             "num_frames": config.clip_frames,
             "prompts": {"found_on": prompts, "measured_on": others}}
     return max([meet(target, known, trials, args.out, told) for target in targets(args)])
+
+
+def check_steps(model: nn.Module, num_steps: int) -> None:
+    if num_steps < 3:
+        raise ValueError(f"scheduler.num_sampling_steps={num_steps}; allowed: 3 or more, for the first two "
+                         "are always computed")
 
 
 def targets(args: argparse.Namespace) -> list[Target]:

@@ -38,8 +38,8 @@ class Found:
 class Calibration:
     """What is known before any settings are tried.  reused_cost: of a reused step, part of a computed one."""
 
-    def __init__(self, prompts: RecordedPrompts, reused_cost: float, probes: AdaCacheConfig) -> None:
-        self.prompts, self.reused_cost, self.probes = prompts, reused_cost, probes
+    def __init__(self, prompts: RecordedPrompts, reused_cost: float, base: AdaCacheConfig) -> None:
+        self.prompts, self.reused_cost, self.base = prompts, reused_cost, base
 
     @property
     def num_steps(self) -> int:
@@ -53,7 +53,7 @@ class Calibration:
         """Computed steps with which denoising is that much faster.  Raises ValueError where none are few
         enough."""
         steps, cost = self.num_steps, self.reused_cost
-        count = int((steps / speed_up - steps * cost) / (1 - cost))
+        count = int((steps / speed_up - steps * cost) / (1 - cost)) if cost < 1 else 0
         if count < 2:
             most = max(1.0, steps / (2 + (steps - 2) * cost))
             raise ValueError(f"target_speedup={speed_up:g}; allowed: above 1, to {most:.1f}")
@@ -61,7 +61,7 @@ class Calibration:
 
     def choices(self, count: int) -> Choices:
         """Settings that compute so many steps, at most in the mean, and what they are foretold."""
-        forecast = replace(self.probes, codebook="fast", forecast=ORDER)
+        forecast = replace(self.base, codebook="fast", forecast=ORDER)
         recording, growth = self.prompts.recording, self.prompts.growth
         fixed = replace(forecast, schedule=best_steps(recording, count, forecast, growth))
         choices = {"fixed steps": fixed}

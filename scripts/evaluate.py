@@ -30,16 +30,17 @@ from rich.console import Console
 from rich.progress import track
 
 from opensora.agreement import read_alike
-from opensora.parallel import process_group, rank, world_size
+from opensora.parallel import of_all_processes, process_group, rank, world_size
 from opensora.pipeline import Pipeline
 from opensora.utils.whole_file import write_whole
 
 
-def evaluate(args: argparse.Namespace) -> None:
+def evaluate(args: argparse.Namespace) -> int:
+    """Returns 1 where videos failed."""
     flags = {"prompts": args.prompts, "prompt_seed": args.prompt_seed, "batch": args.batch}
     plan = read_alike(lambda: read_plan(args.config, args.cfg_options, flags), lambda plan: {})
     wanted = plan.only(args.only)
-    folder = args.out or Path("outputs/eval") / Path(args.config).stem
+    folder, failed = args.out or Path("outputs/eval") / Path(args.config).stem, 0
     if args.report:
         records = Records(folder, plan)
     else:
@@ -47,13 +48,14 @@ def evaluate(args: argparse.Namespace) -> None:
         for method in plan.methods.values():
             method.check(pipeline.model)
         records = Records(folder, plan, pipeline)
-        make_all(wanted, pipeline, records)
+        failed = make_all(wanted, pipeline, records)
     if rank() == 0:
         report(plan, records, folder)
+    return 1 if failed else 0
 
 
-def make_all(plan: Plan, pipeline: Pipeline, records: Records) -> None:
-    """Batches go round the processes of a torchrun."""
+def make_all(plan: Plan, pipeline: Pipeline, records: Records) -> int:
+    """Batches go round the processes of a torchrun.  Returns how many videos of all failed."""
     sampling, batches = Sampling(plan, pipeline, records), list(enumerate(plan.batches()))
     # a process may wait for the others as long as a batch of all methods takes
     patient = dist.new_group(backend="gloo", timeout=timedelta(days=7)) if world_size() > 1 else None
@@ -65,6 +67,7 @@ def make_all(plan: Plan, pipeline: Pipeline, records: Records) -> None:
         sampling.make(number, batch)
     if world_size() > 1:
         dist.barrier(patient)
+    return sum(of_all_processes([sampling.failed]))
 
 
 def report(plan: Plan, records: Records, folder: Path) -> None:
@@ -103,9 +106,9 @@ def main() -> int:
     args = parser.parse_args()
     logging.getLogger("adacache").setLevel(logging.ERROR)
 
-    def run() -> None:
+    def run() -> int:
         with process_group(), torch.no_grad():
-            evaluate(args)
+            return evaluate(args)
 
     return exit_status(run)
 

@@ -25,13 +25,13 @@ def place(args: argparse.Namespace) -> None:
     if args.json and len(args.computed) * len(args.forecast) > 1:
         raise ValueError(f"computed={args.computed}, forecast={args.forecast} with json={str(args.json)!r}; "
                          "allowed: one of each")
-    pipeline, probes = open_pipeline(
+    pipeline, base = open_pipeline(
         args.config, args.cfg_options,
         lambda model, steps: [check_count(count, steps) for count in args.computed])
     prompts = unreported_prompts(args.prompts, args.prompt_seed)
-    known = RecordedPrompts.of(pipeline, in_batches(pipeline.config, prompts, args.batch), probes)
+    known = RecordedPrompts.of(pipeline, in_batches(pipeline.config, prompts, args.batch), base)
     for order, count in itertools.product(args.forecast, args.computed):
-        settings = replace(probes, forecast=order)
+        settings = replace(base, forecast=order)
         found = replace(settings, schedule=best_steps(known.recording, count, settings, known.growth))
         print(f"{count} of {known.recording.num_steps} steps, forecast {order}: "
               f"{list(found.schedule.steps)}; foretold, without what errors do to one another: "

@@ -1,4 +1,4 @@
-"""Held-out prompts of the embedded model, recorded with every step computed; see adacache.calibrate."""
+"""Prompts, recorded with every step computed; see adacache.calibrate."""
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
@@ -30,7 +30,8 @@ Batches = list[list[SampleRequest]]
 def open_pipeline(path: str, options: dict[str, Any] | None,
                   check: Callable[[nn.Module, int], object] = lambda model, num_steps: None,
                   ) -> tuple[Pipeline, AdaCacheConfig]:
-    """The models of a config file, and settings with the probes, the metric and the moreg of its adacache.
+    """The models of a config file, and settings with the probes, the metric and the moreg of its adacache;
+    what else that says plays no part.
 
     check: as for `Pipeline.load`.  Raises ValueError for a config of several clips.
     """
@@ -65,16 +66,16 @@ class RecordedPrompts:
     growth: Tensor
 
     @classmethod
-    def of(cls, pipeline: Pipeline, batches: Batches, probes: AdaCacheConfig) -> RecordedPrompts:
+    def of(cls, pipeline: Pipeline, batches: Batches, base: AdaCacheConfig) -> RecordedPrompts:
         """Every process of a torchrun records its own batches.  The growth is measured on the first ones,
         those that hold GROWN videos together."""
         if len(batches) < world_size():
             raise ValueError(f"{len(batches)} batches for {world_size()} processes; allowed: one each, or "
                              "more")
         own, few = batches[rank() :: world_size()], -(-GROWN // (len(batches[0]) * world_size()))
-        first, truths = zip(*(record(pipeline, batch, probes) for batch in own[:few]), strict=True)
+        first, truths = zip(*(record(pipeline, batch, base) for batch in own[:few]), strict=True)
         growth = measured_growth(pipeline, own[:few], Recording.joined(first), torch.cat(truths))
-        others = (record(pipeline, batch, probes)[0] for batch in own[few:])
+        others = (record(pipeline, batch, base)[0] for batch in own[few:])
         recording = Recording.joined(of_all_processes([*first, *others]))
         return cls(recording, torch.stack(of_all_processes([growth])).log().mean(dim=0).exp())
 
@@ -85,10 +86,12 @@ class RecordedPrompts:
 
 
 def record(pipeline: Pipeline, requests: Sequence[SampleRequest],
-           probes: AdaCacheConfig) -> tuple[Recording, Tensor]:
+           base: AdaCacheConfig) -> tuple[Recording, Tensor]:
     """One batch; its videos [V, 3, T, H, W]."""
-    samples = pipeline.generate(requests, lambda model, steps: recorded(model, probes, steps))
-    return samples[0].runs[0].context.recording(), torch.stack([made.video for made in samples])
+    samples = pipeline.generate(requests, lambda model, steps: recorded(model, base, steps))
+    recorders = dict.fromkeys(made.runs[0].context for made in samples)  # mostly one
+    return (Recording.joined([recorder.recording() for recorder in recorders]),
+            torch.stack([made.video for made in samples]))
 
 
 def measured_growth(pipeline: Pipeline, batches: Batches, recording: Recording, truth: Tensor) -> Tensor:

@@ -52,7 +52,7 @@ class Trials:
     @cached_property
     def truth(self) -> list[list[np.ndarray]]:
         """The uncached videos of each batch, made once."""
-        return [[values_of(made.video) for made in self.pipeline.generate(batch)] for batch in self.own]
+        return [[pixels_of(made.video) for made in self.pipeline.generate(batch)] for batch in self.own]
 
     def of(self, opened: SamplingContext) -> Outcome:
         """opened: what is tried."""
@@ -60,12 +60,12 @@ class Trials:
         for batch, truth in zip(self.own, self.truth, strict=True):
             uncached, _ = self.denoised(batch, lambda model, steps: nullcontext())
             samples = self.pipeline.generate(batch, opened)
-            trace = samples[0].runs[0].context.trace
+            runs = [made.runs[0] for made in samples]  # of which videos with joining frames have one each
             ratios.append(uncached / (samples[0].seconds["denoise"] * len(batch)))
-            quality += [psnr(wanted, values_of(made.video))
+            quality += [psnr(wanted, pixels_of(made.video))
                         for wanted, made in zip(truth, samples, strict=True)]
-            computed += [len(trace.of_video(i).computed_steps) for i in range(len(batch))]
-            signatures.append(trace.signature)
+            computed += [len(run.context.trace.of_video(run.row).computed_steps) for run in runs]
+            signatures.append(runs[0].context.trace.signature)
         quality, computed, ratios, signatures = map(
             of_all_processes, (quality, computed, ratios, signatures))
         return Outcome(np.array(quality), np.array(computed), np.array(ratios), signatures[0])
@@ -74,13 +74,16 @@ class Trials:
         """Seconds of denoising, as `Pipeline.generate` takes them, and what was opened; without decoding."""
         pipeline, watch = self.pipeline, Stopwatch(self.pipeline.device)
         with pipeline.in_use(pipeline.text_encoder):
-            captions, z = pipeline.encode_texts(batch)[0], pipeline.noise(batch, clip=0)
+            captions = pipeline.encode_texts(batch)[0]
+        with pipeline.in_use(pipeline.vae):
+            references = pipeline.encode_references(batch)
+        z, mask = pipeline.start_clip(batch, references, [each.mask_strategy for each in batch], clip=0)
         with pipeline.in_use(pipeline.model), watch("denoise"):
-            _, runs = pipeline.denoise(z, captions, None, batch, 0, opened, lambda step, steps, context: None)
+            _, runs = pipeline.denoise(z, captions, mask, batch, 0, opened, lambda step, steps, context: None)
         return watch.seconds["denoise"], runs[0].context
 
 
-def values_of(video: Any) -> np.ndarray:
+def pixels_of(video: Any) -> np.ndarray:
     return video.clamp(-1, 1).numpy()
 
 

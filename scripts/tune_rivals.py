@@ -25,7 +25,7 @@ from exit_status import exit_status
 from mmengine.config import DictAction
 from prompt_flags import add_prompt_file_flag, add_verify_flag, check_prompt_flags, chosen_prompts
 from recorded_prompts import in_batches, open_pipeline
-from rivals.tuning import NAMES, Bench, Tried, tuned, values_of
+from rivals.tuning import NAMES, Bench, Tried, options_of, tuned
 from trials import say
 
 from adacache.config import one_of
@@ -36,17 +36,17 @@ from opensora.utils.whole_file import write_whole
 
 def record(best: Tried, target: float, args: argparse.Namespace) -> dict[str, Any]:
     """What the file holds; `rivals.read_rival` reads its settings."""
-    return {"settings": values_of(best.settings), "config": args.config, "target_speedup": target,
+    return {"settings": options_of(best.settings), "config": args.config, "target_speedup": target,
             "reached": best.speed_up >= target,
             "measured": best.outcome.to_json(),
             "prompts": {"learnt_on": args.prompts, "tried_on": args.verify, "seed": args.prompt_seed}}
 
 
 def tune(args: argparse.Namespace) -> None:
-    pipeline, probes = open_pipeline(args.config, args.cfg_options)
+    pipeline, base = open_pipeline(args.config, args.cfg_options)
     learnt_on, tried_on = ([request for request, in in_batches(pipeline.config, prompts, 1)]
                            for prompts in chosen_prompts(args))
-    bench = Bench(pipeline, learnt_on, tried_on, probes)
+    bench = Bench(pipeline, learnt_on, tried_on, base)
     for name, target in product(args.rivals, args.target_speedup):
         best = tuned(name, bench, target)
         file = args.out / f"{name}_{target:g}x.json"

@@ -81,7 +81,7 @@ def read_methods(given: object, config: Mapping[str, Any]) -> dict[str, Method]:
             raise ValueError(f"{where} has adacache and rival; allowed: one of them")
         try:
             methods[name] = read_method(name, values, config)
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, FileNotFoundError) as error:
             raise ValueError(f"{where}: {error}") from error
     for name, method in methods.items():
         if method.replay and (other := methods[method.replay]).steps != method.steps:

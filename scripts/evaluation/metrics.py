@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import importlib.util
+import math
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -44,9 +45,10 @@ class Metric:
 
 
 def psnr(truth: np.ndarray, video: np.ndarray) -> float:
-    """In dB, of values in [-1, 1]; 100 where nothing differs."""
+    """In dB, of values in [-1, 1]; 100 where nothing differs, -inf for a video that is not finite."""
     with np.errstate(divide="ignore"):
-        return min(NO_DIFFERENCE, float(peak_signal_noise_ratio(truth, video, data_range=RANGE)))
+        value = float(peak_signal_noise_ratio(truth, video, data_range=RANGE))
+    return -math.inf if math.isnan(value) else min(NO_DIFFERENCE, value)
 
 
 def ssim(truth: np.ndarray, video: np.ndarray) -> float:

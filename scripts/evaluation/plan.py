@@ -65,7 +65,8 @@ class Plan:
 
     @property
     def prompts(self) -> list[str]:
-        return list(dict.fromkeys(request.prompt for request in self.requests))
+        """One for each place in the list, as a prompt that stands there twice has two samples a seed."""
+        return list({request.index: request.prompt for request in self.requests}.values())
 
     @property
     def seeds(self) -> list[int]:

@@ -40,7 +40,7 @@ def opened(settings: Settings, model: nn.Module, num_steps: int) -> AbstractCont
     return open_rival(settings, model, num_steps)
 
 
-def values_of(settings: Settings) -> dict[str, Any]:
+def options_of(settings: Settings) -> dict[str, Any]:
     """As an evaluation's `adacache` or `rival` takes them."""
     return as_options(settings) if isinstance(settings, AdaCacheConfig) else rival_values(settings)
 
@@ -57,7 +57,7 @@ class Tried:
         return self.outcome.speed_up
 
     def __str__(self) -> str:
-        values = {k: v for k, v in values_of(self.settings).items() if k != "coefficients"}
+        values = {k: v for k, v in options_of(self.settings).items() if k != "coefficients"}
         return f"{values}, {self.outcome}"
 
 
@@ -65,8 +65,8 @@ class Bench:
     """Prompts on which settings are tried, each a video by itself, and what is learnt before from others."""
 
     def __init__(self, pipeline: Pipeline, learnt_on: Sequence[SampleRequest],
-                 tried_on: Sequence[SampleRequest], probes: AdaCacheConfig) -> None:
-        self.pipeline, self.probes = pipeline, probes
+                 tried_on: Sequence[SampleRequest], base: AdaCacheConfig) -> None:
+        self.pipeline, self.base = pipeline, base
         self.learnt_on = [[request] for request in learnt_on]
         self.trials = Trials(pipeline, [[request] for request in tried_on])
         self.known: dict[Settings, Tried] = {}
@@ -81,7 +81,7 @@ class Bench:
     @cached_property
     def recorded(self) -> RecordedPrompts:
         """What a schedule is placed by."""
-        return RecordedPrompts.of(self.pipeline, self.learnt_on, self.probes)
+        return RecordedPrompts.of(self.pipeline, self.learnt_on, self.base)
 
     def tried(self, settings: Settings) -> Tried:
         if settings not in self.known:
@@ -123,7 +123,7 @@ def most_steps(bench: Bench, target: float) -> Tried:
     most, recorded = math.ceil(bench.pipeline.scheduler.num_sampling_steps / target), bench.recorded
     for count in range(max(2, most), 1, -1):
         schedule = steps_for_reuse(recorded.recording, count, recorded.growth)
-        found = bench.tried(AdaCacheConfig(probes=bench.probes.probes, schedule=schedule, forecast=0))
+        found = bench.tried(AdaCacheConfig(probes=bench.base.probes, schedule=schedule, forecast=0))
         if found.speed_up >= target:
             break
     return found

@@ -2,6 +2,7 @@
 import csv
 import importlib
 import json
+import math
 import shutil
 import subprocess
 import sys
@@ -228,6 +229,33 @@ def test_published_numbers_stand_beside_the_measured_ones(script, monkeypatch):
     assert cell({"mean": {}, "interval": {}, "published": fast}, "ssim", 3) == "[0.838]"
 
 
+def test_a_video_that_is_not_finite_fails_by_itself(evaluate, script, config, tmp_path, monkeypatch, caplog):
+    pipeline = script("evaluation.sampling").Pipeline
+    generate = pipeline.generate
+
+    def one_breaks(self, requests, *more):
+        samples = generate(self, requests, *more)
+        if self.scheduler.num_sampling_steps == 3 and requests[0].prompt == PROMPTS[1]:
+            samples[0].video[0, 0, 0, 0] = math.inf
+        return samples
+
+    monkeypatch.setattr(pipeline, "generate", one_breaks)
+    assert evaluate(config, tmp_path / "out") == 1
+    assert f"failed: fewer steps, 3, {PROMPTS[1]!r}: the video" in caplog.text
+    rows = results_of(tmp_path / "out")["methods"]
+    assert {name: row["videos"] for name, row in rows.items()} == {
+        "no cache": 2, "fewer steps, 3": 1, "AdaCache, rate 2": 2, "again": 2, "TeaCache": 2}
+    monkeypatch.setattr(pipeline, "generate", generate)
+    assert evaluate(config, tmp_path / "out") == 0
+    assert results_of(tmp_path / "out")["methods"]["fewer steps, 3"]["videos"] == 2
+
+
+def test_a_prompt_that_stands_there_twice_is_two_samples(evaluate, config, tmp_path):
+    config.write_text(config.read_text().replace(repr(PROMPTS), repr([PROMPTS[0], PROMPTS[0]])))
+    assert evaluate(config, tmp_path / "out", "--only", "no cache") == 0
+    assert "2 prompts, 1 seeds, 2 videos a method" in (tmp_path / "out/table.md").read_text()
+
+
 def test_half_precision_is_measured_in_single(evaluate, config, tmp_path):
     folder, bf16 = tmp_path / "out", ("--cfg-options", "dtype=bf16", "prompt=a red circle")
     assert evaluate(config, folder, "--only", "fewer steps, 3", *bf16) == 0
@@ -296,6 +324,9 @@ def test_metrics_by_hand(script):
     same = made(script, ramp.clone())
     assert metrics.measured(same, reference, ["psnr", "ssim", "motion"]) == {
         "psnr": 100, "ssim": 1, "motion": 1}
+    broken = ramp.clone()
+    broken[0, 2, 3, 4] = math.nan  # worse than any other, so that no search takes it for the best
+    assert metrics.psnr(reference.frames(), made(script, broken).frames()) == -math.inf
     still = made(script, torch.zeros(3, 5, 16, 16))
     assert "motion" not in metrics.measured(same, still, ["motion"])
 
