@@ -14,7 +14,7 @@ dataset = dict(type="ShapesDataset", length=1_000_000, seed=1)
 stages = [
     dict(kind="spatial", steps=4000, lr=1.5e-3, warmup=50, decay_fraction=0.5, ema_decay=0.99,
          dataset=dict(num_frames=1), batch=dict(clips=16, frames=1, size=64), objective=dict(kl_weight=1e-6)),
-    dict(kind="temporal", steps=700, lr=1e-3, warmup=50, decay_fraction=0.6, ema_decay=0.99,
+    dict(kind="temporal", steps=600, lr=1e-3, warmup=50, decay_fraction=0.6, ema_decay=0.99,
          dataset=dict(num_frames=17),
          batch=dict(clips=4, frames=17, size=64), objective=dict(kl_weight=1e-6, decoded=2)),
 ]
