@@ -3,12 +3,14 @@ import importlib
 import json
 import sys
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 
 import opensora.models  # noqa: F401  registers the text encoder
@@ -278,6 +280,43 @@ def test_settings_are_found_under_the_config_s_moreg(script):
 
     slow, fast = counts(0.07), counts(0.7)
     assert all(high == pytest.approx(10 * low, rel=0.05) for low, high in zip(slow, fast, strict=True))
+
+
+def conditioned(script, tiny, tmp_path, strategy: str, probe: str = "temporal_blocks.1.attn"):
+    """A pipeline, settings, and a batch of two prompts with a given frame."""
+    Image.new("RGB", (60, 40), (250, 10, 10)).save(tmp_path / "red.png")
+    given = json.dumps({"reference_path": str(tmp_path / "red.png"), "mask_strategy": strategy})
+    recorded = script("recorded_prompts")
+    pipeline, base = recorded.open_pipeline(str(tiny / "sample.py"), {"num_frames": 17, "align": None,
+                                                                      "adacache": {"probes": [probe]}})
+    prompts = [f"a red circle {given}", f"a blue square {given}"]
+    return pipeline, base, recorded.in_batches(pipeline.config, prompts, 2)
+
+
+def test_uncached_runs_are_timed_with_the_frames_that_a_prompt_gives(script, tiny, tmp_path, monkeypatch):
+    pipeline, base, batches = conditioned(script, tiny, tmp_path, "0")
+    masks, denoise = [], pipeline.denoise
+    monkeypatch.setattr(pipeline, "denoise", lambda z, y, mask, *more: masks.append(mask) or
+                        denoise(z, y, mask, *more))
+    every = replace(base, schedule=FixedSchedule(tuple(range(6)), 6), forecast=0)
+    opened = partial(script("cache_choice").open_cache, every)
+    outcome = script("trials").Trials(pipeline, batches).of(opened)
+    assert outcome.psnr.tolist() == [100, 100]
+    # the truth, the uncached run that is timed, and the cached one
+    assert len(masks) == 3 and all(torch.equal(mask, masks[0]) for mask in masks) and masks[0][0, 0] == 0
+
+
+def test_videos_with_a_frame_that_joins_midway_have_runs_of_their_own(script, tiny, tmp_path):
+    pipeline, base, (batch,) = conditioned(script, tiny, tmp_path, "0,0,0,0,1,0.5")
+    recording, truth = script("recorded_prompts").record(pipeline, batch, base)
+    assert recording.videos == len(truth) == 2
+    schedules = iter([(0, 1, 3), (0, 1, 2, 3, 4)])
+
+    def opened(model, steps):
+        cache = replace(base, schedule=FixedSchedule(next(schedules), steps), forecast=0)
+        return script("cache_choice").open_cache(cache, model, steps)
+
+    assert script("trials").Trials(pipeline, [batch]).of(opened).computed.tolist() == [3, 5]
 
 
 class Tried:
