@@ -50,8 +50,10 @@ def profile(found: Found, known: Calibration) -> dict[str, Any]:
 
 
 def calibrate(args: argparse.Namespace) -> int:
-    pipeline, base = open_pipeline(args.config, args.cfg_options, check_steps)
-    config, (prompts, others) = pipeline.config, chosen_prompts(args)
+    (pipeline, base), (prompts, others) = read_alike(
+        lambda: (open_pipeline(args.config, args.cfg_options, check_steps), chosen_prompts(args)),
+        lambda nothing: {})
+    config = pipeline.config
     batches = in_batches(config, prompts, args.batch)
     cost = max(of_all_processes([reused_cost(pipeline, batches[0])]))  # the same decisions everywhere
     known = Calibration(RecordedPrompts.of(pipeline, batches, base), cost, base)

@@ -44,14 +44,19 @@ def evaluate(args: argparse.Namespace) -> int:
     if args.report:
         records = Records(folder, plan)
     else:
-        pipeline = Pipeline.load(plan.config)
-        for method in plan.methods.values():
-            method.check(pipeline.model)
-        records = Records(folder, plan, pipeline)
+        pipeline, records = read_alike(lambda: opened(plan, folder), lambda nothing: {})
         failed = make_all(wanted, pipeline, records)
     if rank() == 0:
         report(plan, records, folder)
     return 1 if failed else 0
+
+
+def opened(plan: Plan, folder: Path) -> tuple[Pipeline, Records]:
+    """Models that fit all methods, and what there is of them."""
+    pipeline = Pipeline.load(plan.config)
+    for method in plan.methods.values():
+        method.check(pipeline.model)
+    return pipeline, Records(folder, plan, pipeline)
 
 
 def make_all(plan: Plan, pipeline: Pipeline, records: Records) -> int:

@@ -43,9 +43,10 @@ def record(best: Tried, target: float, args: argparse.Namespace) -> dict[str, An
 
 
 def tune(args: argparse.Namespace) -> None:
-    pipeline, base = open_pipeline(args.config, args.cfg_options)
+    (pipeline, base), chosen = read_alike(
+        lambda: (open_pipeline(args.config, args.cfg_options), chosen_prompts(args)), lambda nothing: {})
     learnt_on, tried_on = ([request for request, in in_batches(pipeline.config, prompts, 1)]
-                           for prompts in chosen_prompts(args))
+                           for prompts in chosen)
     bench = Bench(pipeline, learnt_on, tried_on, base)
     for name, target in product(args.rivals, args.target_speedup):
         best = tuned(name, bench, target)

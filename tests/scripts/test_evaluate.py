@@ -288,12 +288,23 @@ def test_unknown_methods_of_the_command_line_are_named(evaluate, config, tmp_pat
     assert "has no results; allowed: a run without --report first" in capsys.readouterr().err
 
 
+def on_two(config: Path, folder: Path, *flags: str) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2",
+         str(SCRIPTS / "evaluate.py"), str(config), "--out", str(folder), *flags],
+        capture_output=True, text=True, cwd=SCRIPTS.parent)
+
+
+def test_what_no_process_can_run_is_said_once(config, tmp_path):
+    config.write_text(config.read_text().replace('"temporal_blocks.1.attn"', '"nowhere.attn"'))
+    done = on_two(config, tmp_path / "two")
+    assert done.returncode != 0 and done.stderr.count("error: methods['AdaCache, rate 2']: probe 'nowh") == 1
+    assert "error on rank" not in done.stderr and not (tmp_path / "two").exists()
+
+
 def test_two_processes_make_what_one_makes(evaluate, config, tmp_path):
     assert evaluate(config, tmp_path / "one", "--only", "AdaCache, rate 2") == 0
-    done = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2",
-         str(SCRIPTS / "evaluate.py"), str(config), "--out", str(tmp_path / "two"), "--only",
-         "AdaCache, rate 2"], capture_output=True, text=True, cwd=SCRIPTS.parent)
+    done = on_two(config, tmp_path / "two", "--only", "AdaCache, rate 2")
     assert done.returncode == 0, done.stderr
     one, two = (results_of(tmp_path / name)["videos"] for name in ("one", "two"))
     assert [video["rank"] for video in two] == [0, 1]
