@@ -95,9 +95,11 @@ def _check_reference(request: SampleRequest, config: InferenceConfig, lengths: d
     path = request.reference_path
     if path not in lengths:
         lengths[path] = [config.latent_frames(x.shape[1]) for x in read_references(path, (16, 16))]
-    for _, index, ref_start, *_ in parse_mask_strategy(request.mask_strategy):
-        if index < len(lengths[path]):  # later ones are clips made on the way
-            check_start("ref_start", ref_start, lengths[path][index], request.mask_strategy)
+    for loop, index, ref_start, *_ in parse_mask_strategy(request.mask_strategy):
+        # the clips made so far come after the given ones; which there are, `_check_conditions` knows
+        known = [*lengths[path], *[config.latent_frames(config.clip_frames)] * loop]
+        if -len(known) <= index < len(known):
+            check_start("ref_start", ref_start, known[index], request.mask_strategy)
 
 
 def _prompts(config: InferenceConfig) -> tuple[list[str], int]:

@@ -12,6 +12,9 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+from opensora.utils.inference_config import InferenceConfig
+from opensora.utils.sample_request import bad_references, plan_samples
+
 ROOT = Path(__file__).resolve().parents[2]
 PROBED = "adacache = dict(codebook=[(1e9, 2)], probes=('temporal_blocks.1.attn',))"
 
@@ -163,6 +166,20 @@ def test_a_reference_shorter_than_the_strategy_asks(refused, tmp_path):
     Image.new("RGB", (48, 32)).save(picture := tmp_path / "a.png")
     line = refused("--reference-path", picture, "--mask-strategy", "0,0,1")
     assert "mask_strategy='0,0,1' has ref_start=1; allowed: -1 to 0 latent frames" in line
+
+
+@pytest.mark.parametrize(("given", "strategy", "said"), [
+    (False, "1,-1,0,5,2", None), (True, "0;1,-1,10,5,5", None), (True, "0;1,-2,0,5,1", None),
+    (True, "0;1,-2,1,5,1", "ref_start=1; allowed: -1 to 0"),
+    (True, "0;1,1,15,5,1", "ref_start=15; allowed: -15"),
+])
+def test_a_clip_made_on_the_way_is_a_reference_as_long_as_a_clip(tmp_path, given, strategy, said):
+    Image.new("RGB", (48, 32)).save(picture := tmp_path / "a.png")
+    config = InferenceConfig(model={}, vae={}, text_encoder={}, scheduler={}, num_frames=51, loop=2,
+                             prompt="a", image_size=(32, 48), mask_strategy=strategy, device="cpu",
+                             reference_path=str(picture) if given else None, save_dir=str(tmp_path))
+    found = [str(error) for error in bad_references(plan_samples(config), config).values()]
+    assert found == [] if said is None else said in found[0]
 
 
 def test_a_missing_config_and_a_missing_value(refused, capsys):
