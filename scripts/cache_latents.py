@@ -1,7 +1,9 @@
 """Encode a data set once: `[torchrun ...] scripts/cache_latents.py CONFIG [--cfg-options key=value ...]`.
 
 Shards that are there already are kept, so it can be stopped and started again; ranks share the work.
+Those of another config are refused.
 """
+import json
 import logging
 import sys
 import time
@@ -11,7 +13,7 @@ import torch
 from mmengine.config import Config
 from training_main import training_main
 
-from opensora.datasets.latents import write_shard
+from opensora.datasets.latents import check_shards, write_shard
 from opensora.parallel import rank, training_device, world_size
 from opensora.registry import DATASETS, MODELS, build_module
 from opensora.utils.inference_config import DTYPES
@@ -33,6 +35,11 @@ def encode_shard(vae, dataset, start: int, stop: int) -> tuple[torch.Tensor, lis
 def cache(config: Config) -> None:
     if config.dtype not in DTYPES:
         raise ValueError(f"dtype={config.dtype!r}; allowed: {', '.join(DTYPES)}")
+    if not isinstance(config.shard_size, int) or config.shard_size < 1:
+        raise ValueError(f"shard_size={config.shard_size!r}; allowed: whole numbers from 1")
+    told = {key: value for key, value in config.to_dict().items() if key in KEYS - {"out"}}
+    made_with = json.dumps(told, sort_keys=True, default=str)
+    check_shards(Path(config.out), made_with)
     vae = build_module(config.vae, MODELS).eval().to(training_device(), DTYPES[config.dtype])
     vae.spatial_vae.module.to(memory_format=torch.channels_last)
     dataset, out = build_module(config.dataset, DATASETS), Path(config.out)
@@ -42,7 +49,7 @@ def cache(config: Config) -> None:
         started = time.perf_counter()
         start = number * config.shard_size
         z, texts = encode_shard(vae, dataset, start, min(start + config.shard_size, len(dataset)))
-        write_shard(out, number, z, texts)
+        write_shard(out, number, z, texts, made_with)
         logging.info("shard %d: %.2f clips per second", number, len(z) / (time.perf_counter() - started))
 
 

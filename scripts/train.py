@@ -45,7 +45,9 @@ def build_batches(
 def train(config: Config) -> None:
     check_keys(config.loop, [f.name for f in fields(LoopConfig)], "loop")
     steps = {} if "vae" in config else {"steps": config.stages[-1]["until"]}
-    loop, device = LoopConfig(**steps, **config.loop), training_device()
+    if steps and "steps" in config.loop:
+        raise ValueError("loop.steps beside stages; allowed: the last stage's until")
+    loop, device = LoopConfig(**{"seed": config.seed, **steps, **config.loop}), training_device()
     torch.manual_seed(config.seed)
     text_encoder = build_module(config.text_encoder, MODELS, device=device)
     model = build_module(config.model, MODELS, caption_channels=text_encoder.output_dim,

@@ -14,5 +14,5 @@ objective = dict(
 )
 stages = [dict(until=4700, latent_frames=15, num_frames=51, batch=16)]
 loop = dict(lr=2e-3, muon_lr=3e-3, warmup=50, decay_fraction=0.6)
-out = "outputs/shapes/diffusion_on"
+out = "outputs/shapes/directed"
 seed = 2

@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from opensora.datasets.video_io import CONVERSION
+
 
 def read_clip(path: str | Path, pick: Callable[[int], Sequence[int]]) -> tuple[Tensor, float]:
     """Read the frames that `pick(number of frames in the file)` names, in ascending order.
@@ -57,7 +59,7 @@ def _decode(container: av.container.InputContainer, stream: av.VideoStream, want
     frames: dict[int, np.ndarray] = {}
     for frame in container.decode(stream):
         if frame.pts in wanted:
-            frames[frame.pts] = frame.to_ndarray(format="rgb24")
+            frames[frame.pts] = frame.reformat(format="rgb24", interpolation=CONVERSION).to_ndarray()
         if frame.pts is not None and frame.pts >= wanted[-1]:  # frames come in the order of presentation
             break
     return frames

@@ -17,13 +17,23 @@ from torch import Tensor
 from opensora.registry import DATASETS
 
 
-def write_shard(folder: Path, number: int, z: Tensor, texts: list[str]) -> None:
-    """Whole or not at all: aside, then renamed."""
+def write_shard(folder: Path, number: int, z: Tensor, texts: list[str], made_with: str = "") -> None:
+    """Whole or not at all: aside, then renamed.  made_with: what else shards of this folder depend on."""
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / f"{number:06d}.safetensors"
     save_file({"z": z.to(torch.bfloat16).contiguous()}, file.with_suffix(".part"),
-              {"texts": json.dumps(texts)})
+              {"texts": json.dumps(texts), "made_with": made_with})
     os.replace(file.with_suffix(".part"), file)
+
+
+def check_shards(folder: Path, made_with: str) -> None:
+    """Raise ValueError where the folder holds a shard that was made with something else."""
+    for shard in sorted(folder.glob("*.safetensors")):
+        with safe_open(shard, "pt") as file:
+            before = file.metadata().get("made_with")
+        if before not in (None, "", made_with):
+            raise ValueError(f"out={str(folder)!r}: {shard.name} was made with {before}, and this run has "
+                             f"{made_with}; allowed: another folder, or the same")
 
 
 @DATASETS.register_module()

@@ -19,6 +19,9 @@ def random_crop(video: Tensor, size: int | None, tries: int = 3) -> Tensor:
     if size is None:
         return video
 
+    if size > min(video.shape[-2:]):
+        raise ValueError(f"batch.size={size}; allowed: up to {min(video.shape[-2:])}, a clip's shorter side")
+
     def crop() -> Tensor:
         top, left = (int(torch.randint(length - size + 1, ())) for length in video.shape[-2:])
         return video[..., top : top + size, left : left + size]
@@ -39,6 +42,8 @@ def chunk_batch(dataset: Dataset, index: int, clips: int, frames: int, size: int
     """A random chunk of `frames` frames from each of `clips` clips: [clips, 3, frames, size, size]."""
     chosen = []
     for video in clips_at(dataset, index, clips):
+        if frames > video.shape[1]:
+            raise ValueError(f"batch.frames={frames}; allowed: up to {video.shape[1]}, the clip's frames")
         start = int(torch.randint(video.shape[1] - frames + 1, ()))
         chosen.append(random_crop(video[:, start : start + frames], size))
     return torch.stack(chosen)

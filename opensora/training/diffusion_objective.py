@@ -4,6 +4,7 @@ Legend: B clips, C channels, T latent frames, H x W latent pixels, L caption tok
 """
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -40,6 +41,18 @@ class Stage:
     batch: int
 
 
+def check_stages(stages: Sequence[Stage], latent_frames: int) -> None:
+    """Raise ValueError for stages that do not follow one another, or want longer clips than there are."""
+    for before, stage in zip([None, *stages], stages, strict=False):
+        if before is not None and stage.until <= before.until:
+            raise ValueError(f"stages: until={stage.until} after {before.until}; allowed: more")
+        if not 1 <= stage.latent_frames <= latent_frames:
+            raise ValueError(f"stages: latent_frames={stage.latent_frames}; allowed: 1 to {latent_frames}, "
+                             "as the clips have")
+        if stage.batch < 1:
+            raise ValueError(f"stages: batch={stage.batch}; allowed: 1 or more")
+
+
 class LatentBatches:
     """index -> Batch, by the stage that the step is in; clips are shuffled anew in every epoch.
 
@@ -51,6 +64,7 @@ class LatentBatches:
         self.chunk = chunk
         self.dataset, self.stages, self.per_step, self.seed = dataset, stages, per_step, seed
         self.pixels = {"height": height, "width": width, "fps": fps}
+        check_stages(stages, dataset[0]["z"].shape[1])
         self.ids, self.mask = text_encoder.tokenize([dataset[i]["text"] for i in range(len(dataset))])
 
     def __call__(self, index: int) -> Batch:

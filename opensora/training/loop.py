@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -56,13 +57,26 @@ class LoopConfig:
     def __post_init__(self) -> None:
         if self.dtype not in ("bf16", "fp32"):
             raise ValueError(f"dtype={self.dtype!r}; allowed: bf16, fp32")
-        if self.steps < 1:
-            raise ValueError(f"steps={self.steps}; allowed: 1 or more")
-        if self.batches is not None and self.batches < 1:
-            raise ValueError(f"batches={self.batches}; allowed: 1 or more, or None")
+        for name, least in (("steps", 1), ("log_every", 1), ("ckpt_every", 1), ("warmup", 0), ("seed", 0)):
+            if not is_whole(value := getattr(self, name), least):
+                raise ValueError(f"{name}={value!r}; allowed: whole numbers from {least}")
+        if self.batches is not None and not is_whole(self.batches, 1):
+            raise ValueError(f"batches={self.batches!r}; allowed: whole numbers from 1, or None")
+        for name, most in (("lr", None), ("muon_lr", None), ("weight_decay", None), ("grad_clip", None),
+                           ("decay_fraction", 1), ("ema_decay", 1)):
+            value = getattr(self, name)
+            if value is None and name == "muon_lr":
+                continue
+            number = isinstance(value, int | float) and not isinstance(value, bool)
+            if not number or not 0 <= value <= (math.inf if most is None else most):
+                raise ValueError(f"{name}={value!r}; allowed: 0 to {most or 'any number'}")
         if self.shard and self.muon_lr is not None:
             raise ValueError(f"muon_lr={self.muon_lr} with shard=True; allowed: None, as Muon needs whole "
                              "matrices")
+
+
+def is_whole(value: object, least: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least
 
 
 def batches_per_step(config: LoopConfig, folder: str | Path) -> int:
@@ -90,8 +104,8 @@ class TrainingRun:
 
     Random numbers and batch depend on the seed and the batch's index alone, so a run that was stopped and
     resumed ends with the weights of one that was not.
-    Raises ValueError where the folder's checkpoint is of another number of batches per step, or not the same
-    on all ranks.
+    Raises ValueError where the folder's checkpoint is of another number of batches per step, beyond the last
+    step, or not the same on all ranks.
     """
 
     def __init__(self, module: nn.Module, objective: Objective, batch_at: BatchAt, config: LoopConfig,
@@ -116,7 +130,7 @@ class TrainingRun:
         self.resume()
 
     def resume(self) -> None:
-        path = newest_of_all(self.folder)
+        path, settings = newest_of_all(self.folder), self._settings()
         if path is not None:
             read_checkpoint(path, state := self._state())
             set_state_dict(self.module, self.optimizers, model_state_dict=state["module"],
@@ -128,6 +142,11 @@ class TrainingRun:
                                  f"allowed: {batches}, None")
         elif (path := self.folder / "checkpoint.pt").exists():
             self._resume_earlier_format(path)
+        if self.step > self.config.steps:
+            raise ValueError(f"steps={self.config.steps}, but {str(path)!r} is at step {self.step}; allowed: "
+                             "as many or more, or another folder")
+        for group, own in zip(self._groups(), settings, strict=True):
+            group.update(own)  # a checkpoint has those of the run that wrote it
         if self.sharded and self.batches % self.world_size:
             raise ValueError(f"batches={self.batches} on {self.world_size} ranks with shard=True; allowed: "
                              f"multiples of {self.world_size}")
@@ -135,6 +154,14 @@ class TrainingRun:
             logger.info("resumed %s at step %d", path, self.step)
         if self.batches < self.world_size:
             logger.warning("batches=%d on %d ranks: some have nothing to do", self.batches, self.world_size)
+
+    def _groups(self) -> list[dict[str, Any]]:
+        return [group for optimizer in self.optimizers for group in optimizer.param_groups]
+
+    def _settings(self) -> list[dict[str, Any]]:
+        """Of the config, for each group of parameters."""
+        return [{key: group[key] for key in ("peak_lr", "weight_decay") if key in group}
+                for group in self._groups()]
 
     def save(self) -> None:
         """Once for a step.  Where the model is sharded, all ranks have to call this together."""

@@ -5,12 +5,13 @@ import pytest
 import torch
 from torch import nn
 
-from opensora.datasets.latents import LatentDataset, write_shard
+from opensora.datasets.latents import LatentDataset, check_shards, write_shard
 from opensora.datasets.shapes import sample_scene
 from opensora.models.stdit.stdit3 import STDiT3, STDiT3Config
 from opensora.models.text_encoder.new_t5 import new_t5
 from opensora.models.vae.vae import OpenSoraVAE
 from opensora.schedulers.rf.rectified_flow import RectifiedFlow
+from opensora.training.crops import chunk_batch, frame_batch
 from opensora.training.diffusion_objective import DiffusionObjective, LatentBatches, Stage
 from opensora.training.loop import LoopConfig, TrainingRun
 from opensora.training.optimizers import build_optimizers, learning_rate_factor
@@ -59,6 +60,21 @@ def test_a_stopped_and_resumed_run_ends_where_an_unbroken_one_does(tmp_path):
     steps = [int(row["step"]) for row in csv.DictReader((tmp_path / "b" / "loss.csv").open())]
     assert steps == [5, 10, 15, 20]
     assert (tmp_path / "b" / "loss.png").stat().st_size > 0
+
+
+def test_a_folder_that_is_further_than_asked_for_is_not_taken_for_the_result(tmp_path):
+    train_line(tmp_path, 10)
+    train_line(tmp_path, 10)  # done
+    with pytest.raises(ValueError, match="steps=5, but .*checkpoint-10' is at step 10; allowed: as many or"):
+        train_line(tmp_path, 5)
+
+
+def test_a_resumed_run_learns_at_its_own_rate(tmp_path):
+    first = train_line(tmp_path, 5, decay_fraction=0.0)
+    module = Line()
+    config = LoopConfig(steps=6, lr=0.0, warmup=0, weight_decay=0.0, decay_fraction=0.0, dtype="fp32")
+    TrainingRun(module, module, lambda index: torch.randn(16, 1), config, tmp_path).run()
+    assert torch.equal(module.linear.weight, first.linear.weight)
 
 
 def test_a_checkpoint_of_the_earlier_format_goes_on_where_it_stopped(tmp_path):
@@ -143,6 +159,34 @@ def test_cached_latents_come_back_with_their_captions(tmp_path):
     assert [float(dataset[i]["z"].mean()) for i in range(6)] == [0, 1, 2, 3, 4, 5]
     with pytest.raises(FileNotFoundError, match="cache_latents"):
         LatentDataset(str(tmp_path / "none"))
+
+
+def test_shards_of_another_autoencoder_are_refused(tmp_path):
+    write_shard(tmp_path, 0, torch.zeros(1, 4, 5, 2, 2), ["a"], made_with="one")
+    check_shards(tmp_path, "one")
+    with pytest.raises(ValueError, match="000000.safetensors was made with one, and this run has another"):
+        check_shards(tmp_path, "another")
+
+
+@pytest.mark.parametrize(("changes", "said"), [
+    (dict(latent_frames=16), "latent_frames=16; allowed: 1 to 15"),
+    (dict(until=100), "until=100 after 100; allowed: more"), (dict(batch=0), "batch=0; allowed: 1 or more"),
+])
+def test_a_later_stage_that_cannot_be_is_refused_at_the_start(tmp_path, changes, said):
+    latent_folder(tmp_path)
+    text_encoder = new_t5("shapes", 32, d_model=16, num_layers=1, num_heads=2, d_ff=16)
+    stages = [Stage(until=100, latent_frames=5, num_frames=17, batch=2),
+              Stage(**{**dict(until=200, latent_frames=15, num_frames=51, batch=2), **changes})]
+    with pytest.raises(ValueError, match=said):
+        LatentBatches(LatentDataset(str(tmp_path)), text_encoder, stages, 1, 32, 32, 24)
+
+
+def test_crops_larger_than_a_clip_are_named():
+    clips = [{"video": torch.zeros(3, 8, 32, 48)}]
+    with pytest.raises(ValueError, match="batch.frames=17; allowed: up to 8"):
+        chunk_batch(clips, 0, clips=1, frames=17, size=None)
+    with pytest.raises(ValueError, match="batch.size=64; allowed: up to 32"):
+        frame_batch(clips, 0, clips=1, frames=1, size=64)
 
 
 def test_clips_can_be_chosen_by_their_captions(tmp_path):

@@ -146,12 +146,16 @@ def test_a_module_without_units_is_not_sharded():
 
 
 @pytest.mark.parametrize("options, message", [
-    (dict(batches=0), "batches=0; allowed: 1 or more, or None"),
+    (dict(batches=0), "batches=0; allowed: whole numbers from 1, or None"),
+    (dict(log_every=0), "log_every=0; allowed: whole numbers from 1"),
+    (dict(ckpt_every=0), "ckpt_every=0"), (dict(warmup=-1), "warmup=-1; allowed: whole numbers from 0"),
+    (dict(lr="fast"), "lr='fast'; allowed: 0 to any number"),
+    (dict(ema_decay=2), "ema_decay=2; allowed: 0 to 1"),
     (dict(shard=True, muon_lr=0.1), "muon_lr=0.1 with shard=True; allowed: None"),
 ])
 def test_settings_that_cannot_be(options, message):
     with pytest.raises(ValueError, match=message):
-        LoopConfig(steps=1, lr=0.1, **options)
+        LoopConfig(**{"steps": 1, "lr": 0.1, **options})
 
 
 if __name__ == "__main__":

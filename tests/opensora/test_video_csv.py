@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader
 from opensora.datasets.bucket import VariableVideoBatchSampler
 from opensora.datasets.clip_reader import read_clip
 from opensora.datasets.video_csv import VariableVideoTextDataset, VideoTextDataset, cover_and_crop
+from opensora.datasets.video_io import read_video
 from opensora.registry import DATASETS, build_module
 
 SIZED = "path,text,num_frames,height,width"
@@ -64,6 +65,7 @@ def test_the_reader_gives_just_the_frames_asked_for(tmp_path: Path) -> None:
         assert frames.dtype == torch.uint8 and frames.shape[1:] == (32, 48, 3) and fps == 24
         shown = (frames.float().mean(dim=(1, 2, 3)) / LEVELS).round().int().tolist()
         assert shown == list(range(first, 30, 3))
+    assert torch.equal(read_clip(path, range)[0], read_video(path)[0])  # as bright as references are
 
 
 def test_an_item_is_a_video_with_its_caption_and_sizes(one_video: Path) -> None:

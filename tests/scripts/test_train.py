@@ -40,12 +40,21 @@ def videos(tmp_path) -> Path:
     return tmp_path / "videos.csv"
 
 
-def run(monkeypatch, script: str, config: Path) -> None:
+def status(monkeypatch, script: str, config: Path) -> int:
     monkeypatch.setattr(sys, "argv", [script, str(config)])
     monkeypatch.syspath_prepend(str(SCRIPTS))
     with pytest.raises(SystemExit) as ended:
         runpy.run_path(str(SCRIPTS / f"{script}.py"), run_name="__main__")
-    assert not ended.value.code
+    return ended.value.code or 0
+
+
+def run(monkeypatch, script: str, config: Path) -> None:
+    assert status(monkeypatch, script, config) == 0
+
+
+def refused(monkeypatch, capsys, script: str, config: Path, said: str) -> None:
+    assert status(monkeypatch, script, config) == 2
+    assert said in capsys.readouterr().err
 
 
 def batches(tiny, videos, **options) -> VideoBatches:
@@ -114,7 +123,7 @@ def test_videos_from_a_csv_train_a_transformer_that_loads(tiny, videos, tmp_path
     assert not list((tmp_path / "out").rglob("*.part"))
 
 
-def test_shapes_train_from_nothing_through_all_three_scripts(tmp_path, monkeypatch):
+def test_shapes_train_from_nothing_through_all_three_scripts(tmp_path, monkeypatch, capsys):
     """Autoencoder, latents, diffusion: each reads what the one before wrote."""
     vae = tmp_path / "vae.py"
     vae.write_text(f"""
@@ -157,8 +166,17 @@ sizes = dict(height=32, width=32, fps=24)
 seed = 0
 out = "{tmp_path}/diffusion"
 """)
+    for wrong, said in (("statistics_clips = 9", "statistics_clips=9; allowed: 1 to 8"),
+                        ("stages[1]['kind'] = 'temporl'", "kind='temporl'; allowed: spatial, temporal"),
+                        ("del stages[1]['batch']", "batch is missing"),
+                        ("stages[1]['dtype'] = 'fp16'", "dtype='fp16'; allowed: bf16, fp32")):
+        (tmp_path / "wrong.py").write_text(f"{vae.read_text()}{wrong}\n")
+        refused(monkeypatch, capsys, "train_vae", tmp_path / "wrong.py", said)
+    assert not (tmp_path / "autoencoder").exists()  # before the first stage
     run(monkeypatch, "train_vae", vae)
     run(monkeypatch, "cache_latents", latents)
+    (tmp_path / "wrong.py").write_text(latents.read_text().replace("shard_size = 2", "shard_size = 4"))
+    refused(monkeypatch, capsys, "cache_latents", tmp_path / "wrong.py", "000000.safetensors was made with")
     assert len(list((tmp_path / "latents").glob("*.safetensors"))) == 3
     run(monkeypatch, "train", diffusion)
     text = T5Encoder(str(tmp_path / "diffusion/text_encoder"), model_max_length=32, device="cpu")
