@@ -63,12 +63,12 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     values = read_config(args.config, args.cfg_options).to_dict()
     cache = take_cache_config(values, args.adacache)
     prompts = held_out_prompts(args.prompts, args.prompt_seed)
-    config = InferenceConfig.from_dict({**values, "prompt": prompts}, args.config)
+    config = InferenceConfig.from_dict({**values, "prompt": prompts, "num_sample": 1}, args.config)
     pipeline = Pipeline.load(config)
     clips = list(sampled(pipeline, cache))
     if args.sheet:
         save_sheet(args.sheet, clips, prompts)
-    scores = list(map(score_clip, clips, prompts))
+    scores = [score_clip(clip, prompt) for clip, prompt in zip(clips, prompts, strict=True)]
     bounds = list(map(score_clip, reconstructed(pipeline, prompts), prompts))
     mean, bound = (float(np.mean([s.mean for s in found])) for found in (scores, bounds))
     Console().print(table(average(scores), average(bounds), mean / bound))

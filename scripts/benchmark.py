@@ -111,12 +111,16 @@ def open_benchmark(args: argparse.Namespace) -> tuple[Pipeline, list[SampleReque
     config = replace(config, compile=config.compile or args.compile)
     if args.batch:
         config = replace(config, prompt=held_out_prompts(args.batch), batch_size=args.batch)
-    pipeline, requests = Pipeline.load(config), plan_samples(config)[: config.batch_size]
+    pipeline, count = Pipeline.load(config), 1 if args.scaling else config.batch_size
+    requests = plan_samples(config)[:count]
     fill_zeros(pipeline.model)
     return pipeline, requests, cache
 
 
 def benchmark(args: argparse.Namespace) -> dict[str, Any]:
+    for name, value in (("repeats", args.repeats), ("batch", args.batch)):
+        if value is not None and value < 1:
+            raise ValueError(f"{name}={value}; allowed: 1 or more")
     if args.scaling and args.batch:
         raise ValueError(f"--batch {args.batch} with --scaling; allowed: one video")
     if args.scaling and world_size() == 1:

@@ -49,13 +49,15 @@ def time_run(pipeline: Pipeline, requests: Sequence[SampleRequest], cache: AdaCa
              after_step: Callable[[], object] = lambda: None) -> Run:
     """Denoise `requests` as one batch.  A step's time includes its share of the sampler's work."""
     captions, ranks = pipeline.encode_texts(requests)[0], Ranks(pipeline.mesh.video, pipeline.mesh.cfg)
-    z, clock = pipeline.noise(requests, clip=0), Clock(pipeline.device)
+    strategies = [request.mask_strategy for request in requests]
+    z, mask = pipeline.start_clip(requests, pipeline.encode_references(requests), strategies, clip=0)
+    clock = Clock(pipeline.device)
 
     def progress(step: int, steps: int, session: object) -> None:
         clock.tick()
         after_step()
 
-    _, runs = pipeline.denoise(z, captions, None, requests, 0,
+    _, runs = pipeline.denoise(z, captions, mask, requests, 0,
                                lambda model, steps: open_cache(cache, model, steps, ranks), progress)
     session, num_steps = runs[0].context, pipeline.scheduler.num_sampling_steps
     computed = [list(range(num_steps))] if session is None else [

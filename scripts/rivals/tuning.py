@@ -100,6 +100,11 @@ def least_threshold(bench: Bench, with_threshold: Callable[[float], Rival], targ
     else:
         return max(tried, key=lambda each: each.speed_up)
     low, best = high / 2, tried[-1]
+    while high <= LEAST and low > LEAST / 2**DOUBLINGS:  # where even the first one is more than fast enough
+        found = bench.tried(with_threshold(low))
+        if found.speed_up < target:
+            break
+        high, low, best = low, low / 2, found
     while high / low > PRECISION:
         middle = float(f"{math.sqrt(low * high):.3g}")
         found = bench.tried(with_threshold(middle))

@@ -99,7 +99,8 @@ def test_adherence_is_held_against_rendered_clips_through_the_autoencoder(script
     config = str(SCRIPTS.parent / "configs/shapes/sample.py")
     out, sheet = tmp_path / "adherence.json", tmp_path / "sheet.png"
     monkeypatch.setattr(sys, "argv", ["adherence.py", config, "--prompts", "2", "--json", str(out), "--sheet",
-                                      str(sheet), "--cfg-options", "scheduler.num_sampling_steps=2"])
+                                      str(sheet), "--cfg-options", "scheduler.num_sampling_steps=2",
+                                      "num_sample=2"])  # one of each prompt is scored
     assert script("adherence").main() == 0
     found = json.loads(out.read_text())
     assert [video["prompt"] for video in found["videos"]] == held_out_prompts(2)
@@ -302,8 +303,9 @@ def test_uncached_runs_are_timed_with_the_frames_that_a_prompt_gives(script, tin
     opened = partial(script("cache_choice").open_cache, every)
     outcome = script("trials").Trials(pipeline, batches).of(opened)
     assert outcome.psnr.tolist() == [100, 100]
-    # the truth, the uncached run that is timed, and the cached one
-    assert len(masks) == 3 and all(torch.equal(mask, masks[0]) for mask in masks) and masks[0][0, 0] == 0
+    script("denoising_time").time_run(pipeline, batches[0], every)
+    # the truth, the uncached run that is timed, the cached one, and the benchmark's
+    assert len(masks) == 4 and all(torch.equal(mask, masks[0]) for mask in masks) and masks[0][0, 0] == 0
 
 
 def test_videos_with_a_frame_that_joins_midway_have_runs_of_their_own(script, tiny, tmp_path):

@@ -464,6 +464,8 @@ def test_the_smallest_threshold_that_is_fast_enough_is_found(rivals):
     bench = Scripted(tune)
     found = tune.least_threshold(bench, lambda value: rivals.FirstBlockCache(threshold=value), 2.0)
     assert 0.2 <= found.settings.threshold <= 0.2 * tune.PRECISION and len(bench.asked) < 13
+    few = tune.least_threshold(bench, lambda value: rivals.FirstBlockCache(threshold=value), 1.01)
+    assert 0.002 <= few.settings.threshold <= 0.002 * tune.PRECISION  # far below the first one tried
     missed = tune.least_threshold(bench, lambda value: rivals.FirstBlockCache(threshold=value), 3.5)
     assert missed.speed_up == 3.0
 
