@@ -26,6 +26,7 @@ from opensora.restarts import restarts, torchrun_store
 INTERVAL = 0.5   # seconds between answers
 SILENCE = 120.0  # seconds after which a process that does not answer counts as dead
 PATIENCE = 60.0  # seconds after which a process that waits for a lost one, and so does not look, is left
+PAUSE = 10.0     # seconds between two times of listening after which this process itself was stopped
 UNSHARED = SILENCE + 30  # seconds after which a failure that others do not share is theirs who had it
 
 
@@ -63,6 +64,7 @@ class RollCall:
         self.own, self.answer, self.count = own, Answer(), 0
         self.heard: dict[int, Answer] = {}
         self.heard_at: dict[int, float] = {}
+        self.listened_at = 0.0
         self.lost: str | None = None
         self.leaving = threading.Event()
         self.thread = threading.Thread(target=self._answer_until_left, name="roll call", daemon=True)
@@ -74,7 +76,8 @@ class RollCall:
         return cls(store, rank(), world_size(), leave=leave)
 
     def __enter__(self) -> RollCall:
-        self.heard_at = dict.fromkeys(self.listened_to, time.monotonic())
+        self.listened_at = time.monotonic()
+        self.heard_at = dict.fromkeys(self.listened_to, self.listened_at)
         if self.store is not None:
             self.thread.start()
         return self
@@ -162,6 +165,9 @@ class RollCall:
         spoke = [r for r in self.listened_to if r in self.heard or self.store.check([str(r)])]
         texts = self.store.multi_get([str(r) for r in spoke]) if spoke else []
         now = time.monotonic()
+        if (paused := now - self.listened_at) > PAUSE:  # this process was stopped, and with it perhaps all
+            self.heard_at = {r: at + paused for r, at in self.heard_at.items()}
+        self.listened_at = now
         answers = {r: Answer(**json.loads(text)) for r, text in zip(spoke, texts, strict=True)}
         self.heard_at |= {r: now for r in spoke if answers[r] != self.heard.get(r)}
         self.heard = answers

@@ -56,6 +56,24 @@ def test_a_rank_that_does_not_answer_is_lost(ranks):
         list(first.until_all_are_done())
 
 
+def test_a_run_that_was_stopped_and_goes_on_has_lost_nobody(monkeypatch):
+    """All processes at once, as by Slurm or Ctrl-Z; who wakes first finds only old answers."""
+    now = [1000.0]
+    monkeypatch.setattr(roll_call.time, "monotonic", lambda: now[0])
+    store = dist.HashStore()
+    first, second = (RollCall(store, own, 2, 120.0) for own in range(2))
+    first.listened_at, first.heard_at = now[0], {1: now[0]}
+    second._speak()
+    first._listen()
+    now[0] += 300  # stopped
+    first._listen()
+    assert first.lost is None
+    for _ in range(30):  # the other one does not come back
+        now[0] += 5
+        first._listen()
+    assert first.lost == "rank 1 did not answer for 120 s"
+
+
 def test_who_waits_for_a_lost_rank_and_does_not_look_is_left(monkeypatch):
     """As in a collective: the thread of the roll call ends the process."""
     monkeypatch.setattr(roll_call, "PATIENCE", 0.1)
