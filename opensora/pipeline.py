@@ -48,7 +48,7 @@ class DenoisingRun:
 
 @dataclass(frozen=True)
 class Sample:
-    """video: [3, F, H, W] in [-1, 1], fp32, on the CPU.  runs: one per clip.
+    """video: [3, F, H, W], about -1 to 1 (not clamped), fp32, on the CPU.  runs: one per clip.
 
     seconds: this sample's share of its batch's time, by stage (text, denoise, decode) and in total.
     """
@@ -175,10 +175,15 @@ class Pipeline:
 
     def start_clip(self, requests: Sequence[SampleRequest], references: list[list[Tensor]],
                    strategies: list[str], clip: int) -> tuple[Tensor, Tensor | None]:
-        """Noise with the given frames in it, [B, C, T, h, w], and which frames are given, [B, T]; None: none.
+        """Noise with the given frames in it, [B, C, T, h, w], and the frame mask, [B, T]; None: none given.
+
+        A frame that an edit ratio of 1 leaves free is noise like any other.
         """
-        z = self.noise(requests, clip)
-        return z, mask_or_none(apply_mask_strategy(z, references, strategies, clip, self.config.align))
+        noise = self.noise(requests, clip)
+        mask = apply_mask_strategy(z := noise.clone(), references, strategies, clip, self.config.align)
+        if mask is not None:
+            z = torch.where((mask == 1)[:, None, :, None, None], noise, z)
+        return z, mask_or_none(mask)
 
     def noise(self, requests: Sequence[SampleRequest], clip: int) -> Tensor:
         """[B, C, T, h, w], fp32.  Drawn on the CPU, each sample by its own seed: the same in every batch."""
@@ -228,7 +233,7 @@ class Pipeline:
     @contextmanager
     def seeded(self, seed: int) -> Iterator[None]:
         """Draws from torch's global generators depend on `seed`; afterwards these are as they were before."""
-        with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
+        with torch.random.fork_rng(range(torch.cuda.device_count())):  # manual_seed seeds all of them
             torch.manual_seed(seed)
             yield
 
@@ -250,8 +255,9 @@ def check_modules(config: InferenceConfig) -> None:
                 local_path(source)
             except FileNotFoundError as error:
                 raise FileNotFoundError(f"{name}: {error}") from error
-        elif name == "model":
-            logger.warning("model.from_pretrained is not set: weights are random, and so is what they make")
+        elif name in ("model", "vae"):
+            logger.warning("%s.from_pretrained is not set: weights are random, and so is what they make",
+                           name)
 
 
 def check_mesh(config: InferenceConfig, mesh: Mesh, grid: tuple[int, int, int]) -> None:

@@ -12,7 +12,7 @@ import torch
 from opensora.datasets.aspect import get_image_size, get_num_frames
 from opensora.parallel import check_launcher
 from opensora.utils.config import check_keys
-from opensora.utils.mask_strategy import dframe_to_frame
+from opensora.utils.mask_strategy import dframe_to_frame, find_nearest_point
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 MULTI_RESOLUTIONS = ("STDiT2", "OpenSora")  # those that give the sizes STDiT3 needs
@@ -180,8 +180,12 @@ class InferenceConfig:
             device = torch.device(name)
         except (RuntimeError, TypeError):
             raise ValueError(f"device={name!r}; allowed: cuda, cpu") from None
+        if device.type not in ("cuda", "cpu"):
+            raise ValueError(f"device={name!r}; allowed: cuda, cpu")
         if device.type == "cuda" and not available:
             raise ValueError(f"device={name!r}, but there is no CUDA device here; allowed: cpu")
+        if device.type == "cuda" and (device.index or 0) >= (count := torch.cuda.device_count()):
+            raise ValueError(f"device={name!r}; allowed: cpu, cuda:0 to cuda:{count - 1}")
         return device
 
     def _check_clips(self) -> None:
@@ -189,6 +193,16 @@ class InferenceConfig:
             raise ValueError(f"condition_frame_length={self.condition_frame_length} ({self.overlap_frames} "
                              f"frames) with loop={self.loop}; allowed: multiples of 5 that leave part of "
                              f"num_frames={self.num_frames}")
+        chunk = dframe_to_frame(5)
+        if self.loop > 1 and (micro := self.vae.get("micro_frame_size", chunk)) != chunk:
+            raise ValueError(f"vae.micro_frame_size={micro!r} with loop={self.loop}; allowed: {chunk}, by "
+                             "which the frames that clips share are counted")
+        if self.loop > 1 and self.align:
+            latents = self.latent_frames(self.clip_frames)
+            start = latents - self.condition_frame_length  # of what the next clip begins with
+            if find_nearest_point(start, self.align, latents) != start:
+                raise ValueError(f"align={self.align} with loop={self.loop}; allowed: a divisor of {start}, "
+                                 "the latent frame from which the next clip goes on")
         if self.loop > 1 and self.clip_frames % dframe_to_frame(5):
             # references are aligned to whole chunks: the next clip would not begin where such a one ends
             raise ValueError(f"num_frames={self.num_frames} with loop={self.loop}; allowed: multiples of "

@@ -52,6 +52,12 @@ def test_a_video_alone_is_the_same_video_in_a_batch(tiny, picture):
         torch.testing.assert_close(together[row], alone, rtol=0, atol=1e-4)
 
 
+def test_an_edit_ratio_of_1_leaves_the_given_frames_free(tiny, picture):
+    plain = settings(tiny, num_frames=17)
+    free = replace(plain, reference_path=picture, mask_strategy="0,0,0,0,1,1")
+    torch.testing.assert_close(videos(free), videos(plain), rtol=0, atol=1e-5)
+
+
 def test_random_draws_elsewhere_change_nothing_and_are_not_changed(tiny, picture):
     config = settings(tiny, reference_path=picture, mask_strategy="0,0,0,0,1,0.5")
     torch.manual_seed(1)

@@ -36,6 +36,14 @@ def load(folder: str, **kwargs) -> T5Encoder:
     return T5Encoder(**{"from_pretrained": folder, "model_max_length": 8, "device": "cpu"} | kwargs)
 
 
+def test_in_fp16_the_layers_that_would_overflow_stay_in_fp32(folder):
+    encoder = load(folder, dtype=torch.float16)
+    last = [p for name, p in encoder.model.named_parameters() if name.endswith("wo.weight")]
+    assert {p.dtype for p in last} == {torch.float32}
+    assert encoder.encode(["a red circle"])["y"].isfinite().all()
+    assert {p.dtype for p in load(folder, dtype=torch.bfloat16).model.parameters()} == {torch.bfloat16}
+
+
 def test_words_get_ids_in_their_order_after_the_special_ones():
     tokenizer = build_word_tokenizer(WORDS)
     assert tokenizer("A RED  circle.")["input_ids"] == [3, 4, 6, 10, 1]

@@ -57,6 +57,11 @@ def refused(tiny, tmp_path, monkeypatch, capsys):
     (["--prompt-path", "no.txt"], "prompt_path='no.txt' cannot be read"),
     (["--dtype", "int8"], "dtype='int8'; allowed: fp32, bf16, fp16"),
     (["--device", "gpu"], "device='gpu'; allowed: cuda, cpu"),
+    (["--device", "meta"], "device='meta'; allowed: cuda, cpu"),
+    (["--loop", "2", "--num-frames", "51", "--cfg-options", "vae.micro_frame_size=None"],
+     "vae.micro_frame_size=None with loop=2; allowed: 17"),
+    (["--loop", "2", "--num-frames", "102", "--cfg-options", "align=10"],
+     "align=10 with loop=2; allowed: a divisor of 25"),
     (["--fps", "0"], "fps=0; allowed: more than 0"),
     (["--batch-size", "0"], "batch_size=0; allowed: a whole number from 1"),
     (["--loop", "2"], "condition_frame_length=5 .17 frames. with loop=2; allowed: .*num_frames=17"),
@@ -180,6 +185,15 @@ def test_a_clip_made_on_the_way_is_a_reference_as_long_as_a_clip(tmp_path, given
                              reference_path=str(picture) if given else None, save_dir=str(tmp_path))
     found = [str(error) for error in bad_references(plan_samples(config), config).values()]
     assert found == [] if said is None else said in found[0]
+
+
+@pytest.mark.parametrize(("option", "said"), [
+    ("scheduler.cfg_scale=high", "cfg_scale='high'; allowed: a number"),
+    ("scheduler.num_sampling_steps=2.5", "num_sampling_steps=2.5; allowed: whole numbers from 1"),
+    ("scheduler.num_timesteps=0", "num_timesteps=0; allowed: whole numbers from 1"),
+])
+def test_a_sampler_of_other_kinds_of_numbers(refused, option, said):
+    assert said in refused("--prompt", "a", "--cfg-options", option, loads=True)
 
 
 def test_a_missing_config_and_a_missing_value(refused, capsys):

@@ -186,4 +186,5 @@ def _load(
     if absent := sorted(info["missing_keys"]):
         names = ", ".join(absent[:3])
         raise ValueError(f"{key} lacks {len(absent)} weights of a T5 encoder, such as {names}")
-    return tokenizer, model.to(dtype)
+    # in fp16 transformers keeps some layers in fp32, which would overflow
+    return tokenizer, model if dtype == torch.float16 else model.to(dtype)

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -21,13 +22,16 @@ class RFLOW:
     """Euler steps along the predicted velocity, from noise to data.
 
     num_sampling_steps: steps of a run.  cfg_scale: guidance; 1 is the conditional model.  Further keywords as
-    in `RectifiedFlow`.  Raises ValueError for fewer than 1 step.
+    in `RectifiedFlow`.  Raises ValueError for fewer than 1 step, and for what is no number.
     """
 
     def __init__(self, num_sampling_steps: int = 10, num_timesteps: int = 1000, cfg_scale: float = 4.0,
                  **options: Any) -> None:
-        if num_sampling_steps < 1:
-            raise ValueError(f"num_sampling_steps={num_sampling_steps}; allowed: 1 or more")
+        for key, value in (("num_sampling_steps", num_sampling_steps), ("num_timesteps", num_timesteps)):
+            if not isinstance(value, int) or value < 1:
+                raise ValueError(f"{key}={value!r}; allowed: whole numbers from 1")
+        if not isinstance(cfg_scale, int | float) or not math.isfinite(cfg_scale):
+            raise ValueError(f"cfg_scale={cfg_scale!r}; allowed: a number")
         self.num_sampling_steps = num_sampling_steps
         self.num_timesteps = num_timesteps
         self.cfg_scale = cfg_scale
