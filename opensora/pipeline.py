@@ -232,8 +232,9 @@ class Pipeline:
 
     @contextmanager
     def seeded(self, seed: int) -> Iterator[None]:
-        """Draws from torch's global generators depend on `seed`; afterwards these are as they were before."""
-        with torch.random.fork_rng(range(torch.cuda.device_count())):  # manual_seed seeds all of them
+        """Draws from torch's global generators depend on `seed`; afterwards those of the CPU and of the
+        pipeline's device are as they were before."""
+        with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
             torch.manual_seed(seed)
             yield
 
