@@ -101,8 +101,7 @@ def keeps(config: AdaCacheConfig, slots: dict[str, nn.Module], shape: tuple[int,
     if shape is None:
         return f"{count}, each rows x tokens x channels"
     rows, tokens, channels = shape
-    first = next(model.parameters(), torch.empty(0))
-    size = first.element_size()
+    size = next(model.parameters(), torch.empty(0)).element_size()
     return (f"{count} of {rows} x {tokens} x {channels} x {size} bytes: "
             f"{(stored + extra) * rows * tokens * channels * size:,} bytes")
 

@@ -14,7 +14,8 @@ Plan = TypeVar("Plan")
 BAD_INPUT = (ValueError, TypeError, OSError, ImportError, SafetensorError)  # others are defects
 
 
-def read_alike(read: Callable[[], Plan], describe: Callable[[Plan], Mapping[str, str]]) -> Plan:
+def read_alike(read: Callable[[], Plan],
+               describe: Callable[[Plan], Mapping[str, str]] = lambda plan: {}) -> Plan:
     """What `read` gives, once it is known that it gives the same on every rank.
 
     describe: key -> value of all that has to be the same.

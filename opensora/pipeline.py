@@ -173,6 +173,17 @@ class Pipeline:
             continued.append((own, strategy))
         return [own for own, _ in continued], [strategy for _, strategy in continued]
 
+    def first_clip(
+        self, requests: Sequence[SampleRequest],
+    ) -> tuple[Tensor, tuple[Tensor, Tensor], Tensor | None]:
+        """What `denoise` takes of the first clip: z, captions, mask."""
+        with self.in_use(self.text_encoder):
+            captions = self.encode_texts(requests)[0]
+        with self.in_use(self.vae):
+            references = self.encode_references(requests)
+        z, mask = self.start_clip(requests, references, [each.mask_strategy for each in requests], clip=0)
+        return z, captions, mask
+
     def start_clip(self, requests: Sequence[SampleRequest], references: list[list[Tensor]],
                    strategies: list[str], clip: int) -> tuple[Tensor, Tensor | None]:
         """Noise with the given frames in it, [B, C, T, h, w], and the frame mask, [B, T]; None: none given.
@@ -180,7 +191,8 @@ class Pipeline:
         A frame that an edit ratio of 1 leaves free is noise like any other.
         """
         noise = self.noise(requests, clip)
-        mask = apply_mask_strategy(z := noise.clone(), references, strategies, clip, self.config.align)
+        z = noise.clone()
+        mask = apply_mask_strategy(z, references, strategies, clip, self.config.align)
         if mask is not None:
             z = torch.where((mask == 1)[:, None, :, None, None], noise, z)
         return z, mask_or_none(mask)

@@ -51,8 +51,7 @@ def profile(found: Found, known: Calibration) -> dict[str, Any]:
 
 def calibrate(args: argparse.Namespace) -> int:
     (pipeline, base), (prompts, others) = read_alike(
-        lambda: (open_pipeline(args.config, args.cfg_options, check_steps), chosen_prompts(args)),
-        lambda nothing: {})
+        lambda: (open_pipeline(args.config, args.cfg_options, check_steps), chosen_prompts(args)))
     config = pipeline.config
     batches = in_batches(config, prompts, args.batch)
     cost = max(of_all_processes([reused_cost(pipeline, batches[0])]))  # the same decisions everywhere
@@ -137,7 +136,7 @@ def main() -> int:
 
     def run() -> int:
         with process_group(), torch.no_grad():
-            read_alike(lambda: check(args), lambda nothing: {})
+            read_alike(lambda: check(args))
             return calibrate(args)
 
     return exit_status(run)

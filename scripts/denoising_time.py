@@ -48,10 +48,8 @@ class Run:
 def time_run(pipeline: Pipeline, requests: Sequence[SampleRequest], cache: AdaCacheConfig | None,
              after_step: Callable[[], object] = lambda: None) -> Run:
     """Denoise `requests` as one batch.  A step's time includes its share of the sampler's work."""
-    captions, ranks = pipeline.encode_texts(requests)[0], Ranks(pipeline.mesh.video, pipeline.mesh.cfg)
-    strategies = [request.mask_strategy for request in requests]
-    z, mask = pipeline.start_clip(requests, pipeline.encode_references(requests), strategies, clip=0)
-    clock = Clock(pipeline.device)
+    z, captions, mask = pipeline.first_clip(requests)
+    ranks, clock = Ranks(pipeline.mesh.video, pipeline.mesh.cfg), Clock(pipeline.device)
 
     def progress(step: int, steps: int, session: object) -> None:
         clock.tick()

@@ -38,13 +38,13 @@ from opensora.utils.whole_file import write_whole
 def evaluate(args: argparse.Namespace) -> int:
     """Returns 1 where videos failed."""
     flags = {"prompts": args.prompts, "prompt_seed": args.prompt_seed, "batch": args.batch}
-    plan = read_alike(lambda: read_plan(args.config, args.cfg_options, flags), lambda plan: {})
+    plan = read_alike(lambda: read_plan(args.config, args.cfg_options, flags))
     wanted = plan.only(args.only)
     folder, failed = args.out or Path("outputs/eval") / Path(args.config).stem, 0
     if args.report:
         records = Records(folder, plan)
     else:
-        pipeline, records = read_alike(lambda: opened(plan, folder), lambda nothing: {})
+        pipeline, records = read_alike(lambda: opened(plan, folder))
         failed = make_all(wanted, pipeline, records)
     if rank() == 0:
         report(plan, records, folder)

@@ -73,13 +73,9 @@ class Trials:
     def denoised(self, batch: Sequence[SampleRequest], opened: SamplingContext) -> tuple[float, Any]:
         """Seconds of denoising, as `Pipeline.generate` takes them, and what was opened; without decoding."""
         pipeline, watch = self.pipeline, Stopwatch(self.pipeline.device)
-        with pipeline.in_use(pipeline.text_encoder):
-            captions = pipeline.encode_texts(batch)[0]
-        with pipeline.in_use(pipeline.vae):
-            references = pipeline.encode_references(batch)
-        z, mask = pipeline.start_clip(batch, references, [each.mask_strategy for each in batch], clip=0)
+        given = pipeline.first_clip(batch)
         with pipeline.in_use(pipeline.model), watch("denoise"):
-            _, runs = pipeline.denoise(z, captions, mask, batch, 0, opened, lambda step, steps, context: None)
+            _, runs = pipeline.denoise(*given, batch, 0, opened, lambda step, steps, context: None)
         return watch.seconds["denoise"], runs[0].context
 
 

@@ -44,7 +44,7 @@ def record(best: Tried, target: float, args: argparse.Namespace) -> dict[str, An
 
 def tune(args: argparse.Namespace) -> None:
     (pipeline, base), chosen = read_alike(
-        lambda: (open_pipeline(args.config, args.cfg_options), chosen_prompts(args)), lambda nothing: {})
+        lambda: (open_pipeline(args.config, args.cfg_options), chosen_prompts(args)))
     learnt_on, tried_on = ([request for request, in in_batches(pipeline.config, prompts, 1)]
                            for prompts in chosen)
     bench = Bench(pipeline, learnt_on, tried_on, base)
@@ -87,7 +87,7 @@ def main() -> int:
 
     def run() -> None:
         with process_group(), torch.no_grad():
-            read_alike(lambda: check(args), lambda nothing: {})
+            read_alike(lambda: check(args))
             tune(args)
 
     return exit_status(run)

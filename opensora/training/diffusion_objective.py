@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -43,9 +44,10 @@ class Stage:
 
 def check_stages(stages: Sequence[Stage], latent_frames: int) -> None:
     """Raise ValueError for stages that do not follow one another, or want longer clips than there are."""
-    for before, stage in zip([None, *stages], stages, strict=False):
-        if before is not None and stage.until <= before.until:
+    for before, stage in pairwise(stages):
+        if stage.until <= before.until:
             raise ValueError(f"stages: until={stage.until} after {before.until}; allowed: more")
+    for stage in stages:
         if not 1 <= stage.latent_frames <= latent_frames:
             raise ValueError(f"stages: latent_frames={stage.latent_frames}; allowed: 1 to {latent_frames}, "
                              "as the clips have")

@@ -21,6 +21,7 @@ from opensora.training.checkpoint import newest_checkpoint, read_checkpoint, wri
 from opensora.training.curve import LossCurve
 from opensora.training.optimizers import build_optimizers, learning_rate_factor
 from opensora.training.sharding import shard, whole
+from opensora.utils.config import is_number, is_whole
 
 logger = logging.getLogger(__name__)
 
@@ -58,25 +59,18 @@ class LoopConfig:
         if self.dtype not in ("bf16", "fp32"):
             raise ValueError(f"dtype={self.dtype!r}; allowed: bf16, fp32")
         for name, least in (("steps", 1), ("log_every", 1), ("ckpt_every", 1), ("warmup", 0), ("seed", 0)):
-            if not is_whole(value := getattr(self, name), least):
+            if not (is_whole(value := getattr(self, name)) and value >= least):
                 raise ValueError(f"{name}={value!r}; allowed: whole numbers from {least}")
-        if self.batches is not None and not is_whole(self.batches, 1):
+        if self.batches is not None and not (is_whole(self.batches) and self.batches >= 1):
             raise ValueError(f"batches={self.batches!r}; allowed: whole numbers from 1, or None")
-        for name, most in (("lr", None), ("muon_lr", None), ("weight_decay", None), ("grad_clip", None),
-                           ("decay_fraction", 1), ("ema_decay", 1)):
+        for name, most in (("lr", math.inf), ("muon_lr", math.inf), ("weight_decay", math.inf),
+                           ("grad_clip", math.inf), ("decay_fraction", 1), ("ema_decay", 1)):
             value = getattr(self, name)
-            if value is None and name == "muon_lr":
-                continue
-            number = isinstance(value, int | float) and not isinstance(value, bool)
-            if not number or not 0 <= value <= (math.inf if most is None else most):
-                raise ValueError(f"{name}={value!r}; allowed: 0 to {most or 'any number'}")
+            if not (is_number(value) and 0 <= value <= most or value is None and name == "muon_lr"):
+                raise ValueError(f"{name}={value!r}; allowed: 0 to {most if most == 1 else 'any number'}")
         if self.shard and self.muon_lr is not None:
             raise ValueError(f"muon_lr={self.muon_lr} with shard=True; allowed: None, as Muon needs whole "
                              "matrices")
-
-
-def is_whole(value: object, least: int) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= least
 
 
 def batches_per_step(config: LoopConfig, folder: str | Path) -> int:
@@ -123,7 +117,7 @@ class TrainingRun:
             shard(module)
             shard(self.ema.module)
         self.optimizers = build_optimizers(module, config.lr, config.weight_decay, muon_lr=config.muon_lr)
-        self.parameters = [p for o in self.optimizers for g in o.param_groups for p in g["params"]]
+        self.parameters = [p for group in self._groups() for p in group["params"]]
         self.step = self.saved = 0
         self.batches = batches_per_step(config, self.folder)
         self.between_steps = True  # False while weights change

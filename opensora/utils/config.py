@@ -42,3 +42,11 @@ def flattened(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
         inner = isinstance(value, Mapping)
         flat |= flattened(value, f"{prefix}{key}.") if inner else {f"{prefix}{key}": repr(value)}
     return flat
+
+
+def is_whole(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)

@@ -11,7 +11,7 @@ import torch
 
 from opensora.datasets.aspect import get_image_size, get_num_frames
 from opensora.parallel import check_launcher
-from opensora.utils.config import check_keys
+from opensora.utils.config import check_keys, is_number, is_whole
 from opensora.utils.mask_strategy import dframe_to_frame, find_nearest_point
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -97,13 +97,13 @@ class InferenceConfig:
                 raise ValueError(f"{name}={getattr(self, name)!r}; allowed: dict(type=..., ...)")
         for name, least in LEAST.items():
             value = getattr(self, name)
-            if not (_is_whole(value) and value >= least or value is None and name in OPTIONAL):
+            if not (is_whole(value) and value >= least or value is None and name in OPTIONAL):
                 raise ValueError(f"{name}={value!r}; allowed: a whole number from {least}")
         if self.cfg_size > 2:
             raise ValueError(f"cfg_size={self.cfg_size}; allowed: 1, or 2, for guidance has two rows")
         for name in ("fps", "save_fps", "aes", "flow", "condition_frame_edit"):
             value = getattr(self, name)
-            if not (_is_number(value) or value is None and name in ("save_fps", "aes", "flow")):
+            if not (is_number(value) or value is None and name in ("save_fps", "aes", "flow")):
                 raise ValueError(f"{name}={value!r}; allowed: a number")
         for name in ("fps", "save_fps"):
             if getattr(self, name) is not None and getattr(self, name) <= 0:
@@ -134,7 +134,7 @@ class InferenceConfig:
             return get_image_size(str(self.resolution), str(self.aspect_ratio))
         size = self.image_size
         if not (isinstance(size, (tuple, list)) and len(size) == 2
-                and all(_is_whole(side) and side >= SMALLEST_SIDE for side in size)):
+                and all(is_whole(side) and side >= SMALLEST_SIDE for side in size)):
             raise ValueError(f"image_size={size!r}; "
                              f"allowed: height and width, whole numbers from {SMALLEST_SIDE}")
         return size[0], size[1]
@@ -179,8 +179,8 @@ class InferenceConfig:
         try:
             device = torch.device(name)
         except (RuntimeError, TypeError):
-            raise ValueError(f"device={name!r}; allowed: cuda, cpu") from None
-        if device.type not in ("cuda", "cpu"):
+            device = None
+        if device is None or device.type not in ("cuda", "cpu"):
             raise ValueError(f"device={name!r}; allowed: cuda, cpu")
         if device.type == "cuda" and not available:
             raise ValueError(f"device={name!r}, but there is no CUDA device here; allowed: cpu")
@@ -189,24 +189,25 @@ class InferenceConfig:
         return device
 
     def _check_clips(self) -> None:
-        if self.loop > 1 and not 0 < self.overlap_frames < self.clip_frames:
+        if self.loop == 1:
+            return
+        if not 0 < self.overlap_frames < self.clip_frames:
             raise ValueError(f"condition_frame_length={self.condition_frame_length} ({self.overlap_frames} "
                              f"frames) with loop={self.loop}; allowed: multiples of 5 that leave part of "
                              f"num_frames={self.num_frames}")
         chunk = dframe_to_frame(5)
-        if self.loop > 1 and (micro := self.vae.get("micro_frame_size", chunk)) != chunk:
+        if (micro := self.vae.get("micro_frame_size", chunk)) != chunk:
             raise ValueError(f"vae.micro_frame_size={micro!r} with loop={self.loop}; allowed: {chunk}, by "
                              "which the frames that clips share are counted")
-        if self.loop > 1 and self.align:
-            latents = self.latent_frames(self.clip_frames)
-            start = latents - self.condition_frame_length  # of what the next clip begins with
-            if find_nearest_point(start, self.align, latents) != start:
-                raise ValueError(f"align={self.align} with loop={self.loop}; allowed: a divisor of {start}, "
-                                 "the latent frame from which the next clip goes on")
-        if self.loop > 1 and self.clip_frames % dframe_to_frame(5):
+        latents = self.latent_frames(self.clip_frames)
+        start = latents - self.condition_frame_length  # of what the next clip begins with
+        if self.align and find_nearest_point(start, self.align, latents) != start:
+            raise ValueError(f"align={self.align} with loop={self.loop}; allowed: a divisor of {start}, "
+                             "the latent frame from which the next clip goes on")
+        if self.clip_frames % chunk:
             # references are aligned to whole chunks: the next clip would not begin where such a one ends
             raise ValueError(f"num_frames={self.num_frames} with loop={self.loop}; allowed: multiples of "
-                             f"{dframe_to_frame(5)}, such as 51 or 2s")
+                             f"{chunk}, such as 51 or 2s")
 
     def _check_save_dir(self) -> None:
         folder = Path(self.save_dir)
@@ -214,11 +215,3 @@ class InferenceConfig:
         if not (nearest.is_dir() and os.access(nearest, os.W_OK)):
             raise ValueError(f"save_dir={self.save_dir!r}: {str(nearest)!r} is no folder that can be written "
                              "to; allowed: a folder, made where it is missing")
-
-
-def _is_whole(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
