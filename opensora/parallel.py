@@ -1,11 +1,11 @@
 """The processes of one `torchrun`: started here, asked here, and how they share videos, rows and tokens."""
 from __future__ import annotations
 
+import gc
 import importlib.util
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from datetime import timedelta
 from itertools import accumulate
 from math import prod
@@ -89,7 +89,6 @@ def of_all_processes(own: list[Any]) -> list[Any]:
     return [item for each in lists for item in each]
 
 
-@dataclass(frozen=True)
 class Mesh:
     """The ranks of a run along dp (which videos), cfg (which rows of them) and sp (which tokens).
 
@@ -97,13 +96,17 @@ class Mesh:
     dp_rank make the same videos.
     video: all of these.  cfg: of them, those that have the same tokens, the conditional rows on the first and
     the unconditional ones on the second.  sp: those that have the same rows.  None: this rank alone.
+
+    These groups can be left and joined anew; who keeps one for longer than a run would keep it from closing.
     """
 
-    dp_size: int = 1
-    dp_rank: int = 0
-    video: ProcessGroup | None = None
-    cfg: ProcessGroup | None = None
-    sp: ProcessGroup | None = None
+    def __init__(self, dp_size: int = 1, dp_rank: int = 0, video: Sequence[int] = (), sp: Sequence[int] = (),
+                 cfg: Sequence[int] = ()) -> None:
+        """video, sp, cfg: ranks of the world in their order.  All of `video` have to ask."""
+        self.dp_size, self.dp_rank = dp_size, dp_rank
+        self.members = {"video": tuple(video), "sp": tuple(sp), "cfg": tuple(cfg)}
+        self.video = self.sp = self.cfg = None
+        self.join()
 
     @classmethod
     def of(cls, sp_size: int | None, cfg_size: int) -> Mesh:
@@ -115,19 +118,51 @@ class Mesh:
         if cfg * sp == 1:
             return cls(dp, rank())
         # sp is innermost, for it sends most: its ranks are neighbours, on one node where they fit
-        kind = training_device().type
-        mesh = init_device_mesh(kind, (dp, cfg, sp), mesh_dim_names=("dp", "cfg", "sp"))
-        video = init_device_mesh(kind, (dp, cfg * sp), mesh_dim_names=("dp", "video")).get_group("video")
-        return cls(dp, mesh.get_local_rank("dp"), video, mesh.get_group("cfg") if cfg > 1 else None,
-                   mesh.get_group("sp") if sp > 1 else None)
+        mesh = init_device_mesh(training_device().type, (dp, cfg, sp), mesh_dim_names=("dp", "cfg", "sp"))
+        dp_rank, cfg_rank, sp_rank = mesh.get_coordinate()
+        own = mesh.mesh[dp_rank]
+        return cls(dp, dp_rank, own.flatten().tolist(), own[cfg_rank].tolist(), own[:, sp_rank].tolist())
 
     @property
     def is_first(self) -> bool:
         """Of the ranks of its videos: that one writes files and reports."""
-        return group_rank(self.video) == 0
+        return self.ranks == 1 or rank() == self.members["video"][0]
+
+    @property
+    def ranks(self) -> int:
+        """That make the same videos."""
+        return max(1, len(self.members["video"]))
+
+    def join(self) -> None:
+        """The groups of these ranks, of which all have to join."""
+        groups: dict[tuple[int, ...], ProcessGroup] = {}  # one for members that are the same
+        for name, members in self.members.items():
+            if len(members) > 1:
+                if members not in groups:
+                    groups[members] = new_group(members)
+                setattr(self, name, groups[members])
+
+    def leave(self) -> None:
+        """Close the groups: other ranks that wait in them for this one raise, on gloo at once."""
+        self.release()
+        groups = {self.video, self.sp, self.cfg} - {None}
+        self.video = self.sp = self.cfg = None
+        while groups:
+            dist.destroy_process_group(groups.pop())
+        gc.collect()  # a group is closed when nobody has it
+
+    def release(self) -> None:
+        """From any thread: what waits on this rank's GPU for others waits no longer, and is worthless."""
+        for group in {self.video, self.sp, self.cfg} - {None} if torch.cuda.is_available() else ():
+            group.abort()
 
 
 ALONE = Mesh()
+
+
+def new_group(members: Sequence[int]) -> ProcessGroup:
+    """Of some ranks of the world; each has to ask for it, and for groups that overlap in the same order."""
+    return dist.new_group(list(members), timeout=TIMEOUT, use_local_synchronization=True)
 
 
 def asked_shape(sp_size: int | None, cfg_size: int) -> tuple[int, int, int]:
@@ -166,6 +201,16 @@ def shares(count: int, group: ProcessGroup | None) -> tuple[int, ...]:
     """How many of `count` things each rank of a group gets, the first ones one more if need be."""
     size = group_size(group)
     return tuple(count // size + (i < count % size) for i in range(size))
+
+
+def meet(group: ProcessGroup | None, device: torch.device) -> None:
+    """Returns once all ranks of a group came to it, with all that was to be done on their devices."""
+    global begun
+    if group is not None:
+        begun += 1
+        here = torch.zeros((), device=device)
+        dist.all_reduce(here, group=group)
+        here.item()
 
 
 def exchange(pieces: Sequence[Tensor], shapes: Sequence[Sequence[int]], group: ProcessGroup) -> list[Tensor]:

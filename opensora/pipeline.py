@@ -21,7 +21,7 @@ from opensora.models.layers.attention import check_backend_fits
 from opensora.models.layers.token_split import TokenSplit
 from opensora.models.text_encoder.t5 import T5Encoder
 from opensora.models.vae.vae import OpenSoraVAE
-from opensora.parallel import ALONE, Mesh, group_size
+from opensora.parallel import ALONE, Mesh, group_size, new_group
 from opensora.registry import MODELS, SCHEDULERS, build_module
 from opensora.schedulers.rf import RFLOW
 from opensora.schedulers.rf.rectified_flow import RectifiedFlow
@@ -69,7 +69,7 @@ class Pipeline:
                  text_encoder: T5Encoder, mesh: Mesh = ALONE) -> None:
         self.config, self.scheduler, self.device = config, scheduler, config.torch_device
         self.model, self.vae, self.text_encoder = model, vae, text_encoder
-        self.mesh, model.token_ranks = mesh, mesh.sp
+        self.mesh = mesh
         self.latent_size = vae.get_latent_size((config.clip_frames, *config.size))  # (T, h, w)
         check_mesh(config, mesh, model.patch_grid(self.latent_size))
         text_encoder.y_embedder = model.y_embedder
@@ -221,7 +221,7 @@ class Pipeline:
             sizes = prepare_multi_resolution_info(
                 self.config.multi_resolution, len(group), self.config.size, self.config.clip_frames,
                 self.config.fps, self.device, torch.float32)  # bf16 would round 854 pixels to 856
-            with self.seeded(requests[int(group[0])].random_seed(clip, "joining")), \
+            with self.seeded(requests[int(group[0])].random_seed(clip, "joining")), self.sharing_tokens(), \
                     sampling_context(self.model, self.scheduler.num_sampling_steps) as context:
                 both = torch.cat([group, group + rows])  # conditional and null captions
                 latents.append(self.scheduler.denoise(
@@ -241,6 +241,15 @@ class Pipeline:
         finally:
             if self.config.offload:
                 part.to("cpu")
+
+    @contextmanager
+    def sharing_tokens(self) -> Iterator[None]:
+        """The transformer's ranks are those of the mesh; afterwards it holds none of its groups."""
+        self.model.token_ranks = self.mesh.sp
+        try:
+            yield
+        finally:
+            self.model.token_ranks = None
 
     @contextmanager
     def seeded(self, seed: int) -> Iterator[None]:
@@ -300,7 +309,7 @@ def check_fit(model: nn.Module, vae: OpenSoraVAE, text_encoder: T5Encoder) -> No
 def _text_encoder_config(config: InferenceConfig, mesh: Mesh) -> dict[str, Any]:
     options = {"device": "cpu" if config.offload else config.torch_device, **config.text_encoder}
     if options.get("shardformer"):
-        options["ranks"] = mesh.video
+        options["ranks"] = new_group(mesh.members["video"]) if mesh.ranks > 1 else None  # it keeps them
     if isinstance(dtype := options.get("dtype"), str):
         if dtype not in DTYPES:
             raise ValueError(f"text_encoder.dtype={dtype!r}; allowed: {', '.join(DTYPES)}")

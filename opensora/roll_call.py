@@ -27,7 +27,6 @@ INTERVAL = 0.5   # seconds between answers
 SILENCE = 120.0  # seconds after which a process that does not answer counts as dead
 PATIENCE = 60.0  # seconds after which a process that waits for a lost one, and so does not look, is left
 PAUSE = 10.0     # seconds between two times of listening after which this process itself was stopped
-UNSHARED = SILENCE + 30  # seconds after which a failure that others do not share is theirs who had it
 
 
 class RankLost(Exception):
@@ -66,6 +65,7 @@ class RollCall:
         self.heard_at: dict[int, float] = {}
         self.listened_at = 0.0
         self.lost: str | None = None
+        self.look: Callable[[], object] = lambda: None  # at something else, in the same thread, as often
         self.leaving = threading.Event()
         self.thread = threading.Thread(target=self._answer_until_left, name="roll call", daemon=True)
 
@@ -101,29 +101,6 @@ class RollCall:
         if self.lost is not None:
             raise RankLost(self.lost)
 
-    def fail_together(self, what: str, ranks: int, collectives: int = 0) -> None:
-        """Where `ranks` processes do the same work, this one included: returns once all failed at it.
-
-        what: a name of the work that they share.  collectives: how many each has begun so far.
-        Raises RankLost where others did not fail: they wait in a collective for this one, which never comes
-        to it; where they began other collectives, which on GPUs nobody waits for: the next one would meet a
-        stale one; or where one is lost, which made this one fail.
-        """
-        if self.store is None or ranks == 1:
-            return
-        key, until = f"failed/{what}", time.monotonic() + UNSHARED
-        self.store.add(f"{key}/{collectives}", 1)
-        self.store.add(key, 1)
-        while (failed := self.store.add(key, 0)) < ranks:
-            self.check()
-            if time.monotonic() > until:
-                raise RankLost(f"{what} failed on {failed} of {ranks} ranks, here on rank {self.own}, and "
-                               "the others wait")
-            time.sleep(INTERVAL)
-        if (alike := self.store.add(f"{key}/{collectives}", 0)) < ranks:
-            raise RankLost(f"{what} failed on all {ranks} ranks, but at different places: {alike} were as "
-                           f"far as rank {self.own}")
-
     def reports(self) -> list[Mapping[str, Any]]:
         """On rank 0: the last report of every process that told one."""
         return [answer.report for answer in (self.answer, *self.heard.values()) if answer.report]
@@ -151,6 +128,7 @@ class RollCall:
             while not self.leaving.is_set() and self.lost is None:
                 self._speak()
                 self._listen()
+                self.look()
                 self.leaving.wait(INTERVAL)
         except dist.DistError as error:  # the node that keeps the store is gone, and rank 0 with it
             self.lost = f"the store of torchrun does not answer ({type(error).__name__})"

@@ -93,7 +93,7 @@ def run(argv: list[str] | None) -> int:
             if rank() == 0:
                 report.given_up(len(given_up))
             for request in refused if rank() == 0 else ():
-                report.failed(request, plan.refused[request.file])
+                report.failed(request, report.trace([request], plan.refused[request.file]))
             if own:
                 make_samples(own, plan.config, plan.cache, plan.path, report, mesh)
             return report.finish()
@@ -138,8 +138,8 @@ def tidy_and_list_missing(
     """What is to be made, and what is given up, the same on every rank; what an earlier run left half done is
     cleared.
 
-    A sample that ends the run, as one for which a single rank has too little memory, shall keep no other from
-    being made: what failed before comes last, and what failed since this run began is given up.
+    A sample that ends the run, as one that kills a process for want of memory, shall keep no other from being
+    made: what failed before comes last, and what failed since this run began is given up.
     since: when it did; infinite where torchrun did not start it again.
     """
     folder, failures = Path(plan.config.save_dir), FailureList(plan.config.save_dir, rank())

@@ -4,6 +4,7 @@ from __future__ import annotations
 import logging
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -50,12 +51,15 @@ class RunReport:
             print(line)
         self._add(tally)
 
-    def failed(self, request: SampleRequest, error: Exception) -> None:
-        cause = f"{type(error).__name__}: {one_line(error)}"
-        print(f"failed: {request.file.name}: {cause}", file=sys.stderr)
-        rank_log.error("failed: %s", request.file.name, exc_info=error)
+    def trace(self, batch: Sequence[SampleRequest], error: Exception) -> str:
+        """What led to an error, to this rank's log; returns its cause."""
+        rank_log.error("failed: %s", ", ".join(request.file.name for request in batch), exc_info=error)
         if self.config.verbose > 1:
             logging.getLogger("opensora").exception("what led there:", exc_info=error)
+        return f"{type(error).__name__}: {one_line(error)}"
+
+    def failed(self, request: SampleRequest, cause: str) -> None:
+        print(f"failed: {request.file.name}: {cause}", file=sys.stderr)
         self.failures.add(request, cause)
         self._add(Tally(failed=1))
 
@@ -63,11 +67,11 @@ class RunReport:
         """Samples that failed before and are not tried again."""
         self._add(Tally(failed=count))
 
-    def split(self, batch: list[SampleRequest], error: Exception) -> None:
+    def split(self, batch: Sequence[SampleRequest], cause: str) -> None:
         """A batch failed, and its samples are made one by one."""
         logging.getLogger("opensora").warning(
-            "%s to %s are made one by one, since together they failed: %s: %s",
-            batch[0].file.name, batch[-1].file.name, type(error).__name__, one_line(error))
+            "%s to %s are made one by one, since together they failed: %s",
+            batch[0].file.name, batch[-1].file.name, cause)
 
     def catch_up(self) -> None:
         """On rank 0: tell how far all processes are, where that has changed."""

@@ -2,6 +2,8 @@
 from __future__ import annotations
 
 import gc
+import traceback
+from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,11 +13,13 @@ from cache_choice import check_cache, open_cache, sampling_record
 from run_report import RunReport
 from step_bar import StepBar
 from tally import Tally
+from torch import nn
 
 from adacache import AdaCacheConfig, Ranks, ranks
 from opensora import parallel
-from opensora.parallel import Mesh, group_size, rank
+from opensora.parallel import Mesh, meet, rank
 from opensora.pipeline import Pipeline, Sample, SamplingContext
+from opensora.regrouping import Regrouping
 from opensora.roll_call import RankLost
 from opensora.utils.inference_config import InferenceConfig
 from opensora.utils.sample_record import describe, save_with_record
@@ -31,24 +35,31 @@ def make_samples(
     mesh: ranks that make the same videos; the first of them saves, reports and counts them.
     Raises RankLost where another process of the run is lost.
     """
-    together = Ranks(mesh.video, mesh.cfg)
-    opened = partial(open_cache, cache, ranks=together)
-    pipeline = Pipeline.load(config, partial(check_cache, cache, ranks=together), mesh)
+    def opened(model: nn.Module, num_steps: int) -> AbstractContextManager[Any]:
+        return open_cache(cache, model, num_steps, ranks=sharing(mesh))
+
+    pipeline = Pipeline.load(config, partial(check_cache, cache, ranks=sharing(mesh)), mesh)
+    regrouping = Regrouping(mesh, report.roll_call)
     with StepBar(visible=rank() == 0 and config.verbose > 0) as bar:
         for start in range(0, len(requests), config.batch_size):
             batch = requests[start : start + config.batch_size]
-            make_batch(pipeline, batch, opened, bar, config_path, report)
+            make_batch(pipeline, batch, opened, bar, config_path, report, regrouping)
+
+
+def sharing(mesh: Mesh) -> Ranks:
+    """For one run: the mesh has other groups after a failure."""
+    return Ranks(mesh.video, mesh.cfg)
 
 
 def make_batch(
     pipeline: Pipeline, batch: list[SampleRequest], opened: SamplingContext, bar: StepBar, config_path: str,
-    report: RunReport,
+    report: RunReport, regrouping: Regrouping,
 ) -> None:
     """A batch that fails, for want of memory or for what one of its samples holds, is made one by one.
 
-    The ranks of a video fail together, for they do the same.  Raises RankLost where this one failed alone.
+    Raises RankLost where another process of the run is lost.
     """
-    first = pipeline.mesh.is_first
+    mesh = pipeline.mesh
 
     def step(number: int, steps: int, session: Any) -> None:
         bar.step(number, steps, session)
@@ -59,36 +70,51 @@ def make_batch(
     try:
         with report.failures.standing(batch):  # on every rank, for any of them may be killed
             samples = pipeline.generate(batch, opened, step)
+            meet(mesh.video, pipeline.device)  # or one could be at the next when another fails
     except RankLost:
         raise
     except Exception as error:  # whatever it is, the other videos can still be made
         samples = None
-        try:
-            report.roll_call.fail_together(f"{batch[0].file.name} ({len(batch)})",
-                                           group_size(pipeline.mesh.video), parallel.begun + ranks.begun)
-        except RankLost:
-            for request in batch:
-                report.failed(request, error)
-            report.failures.merge()  # rank 0 may not come to it
-            raise
-        if first and len(batch) == 1:
-            report.failed(batch[0], error)
-        elif first:
-            report.split(batch, error)
-    if samples is None:  # only here the error is gone, and what its frames held
-        free_memory()
+        give_up(batch, error, report, regrouping)
+    if samples is None:
         for request in batch if len(batch) > 1 else []:
-            make_batch(pipeline, [request], opened, bar, config_path, report)
+            make_batch(pipeline, [request], opened, bar, config_path, report, regrouping)
         return
-    for request, sample in zip(batch, samples, strict=True) if first else ():
+    for request, sample in zip(batch, samples, strict=True) if mesh.is_first else ():
         try:
             report.made(*save(sample, request, config, config_path, num_steps))
         except Exception as error:
-            report.failed(request, error)
+            report.failed(request, report.trace([request], error))
     report.catch_up()
 
 
-def free_memory() -> None:
+def give_up(batch: list[SampleRequest], error: Exception, report: RunReport, regrouping: Regrouping) -> None:
+    """On all ranks of the batch, after this one failed at it or because another did.
+
+    Raises RankLost where they cannot go on together.
+    """
+    cause = report.trace(batch, error)
+    free_memory(error)
+    try:
+        cause = regrouping.after(cause, parallel.begun + ranks.begun)
+    except RankLost:
+        for request in batch:
+            report.failed(request, cause)
+        report.failures.merge()  # rank 0 may not come to it
+        raise
+    if not regrouping.mesh.is_first:
+        return
+    if len(batch) > 1:
+        report.split(batch, cause)
+    else:
+        report.failed(batch[0], cause)
+
+
+def free_memory(error: BaseException | None) -> None:
+    """Of what led to an error: tensors, and the hold on process groups."""
+    while error is not None:
+        traceback.clear_frames(error.__traceback__)
+        error = error.__context__
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()

@@ -63,7 +63,6 @@ def on_mesh(pipeline: Pipeline, sharing: Sharing) -> Pipeline:
 
 def together(pipeline: Pipeline, work: Any) -> Any:
     """`work` on all ranks of the mesh, the first of all where that is one; what it came to there."""
-    pipeline.model.token_ranks = pipeline.mesh.sp  # the model is the same for all meshes
     dist.barrier()
     own = [work()] if pipeline.mesh.video is not None or rank() == 0 else []
     return of_all_processes(own)[0]

@@ -1,8 +1,6 @@
 """Processes that lose one another notice, and slow ones are not taken for lost."""
 import time
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import replace
 
 import pytest
 import torch.distributed as dist
@@ -100,37 +98,8 @@ def test_a_rank_that_stops_says_why_and_all_others_hear_it():
             calls[2].until_dismissed()
 
 
-def test_ranks_that_share_work_fail_at_it_together_or_not_at_all(ranks, monkeypatch):
-    monkeypatch.setattr(roll_call, "UNSHARED", 0.2)
-    first, second, third = ranks(3, silence=9)
-    with ThreadPoolExecutor() as pool:
-        for waiting in [pool.submit(rank.fail_together, "a.mp4", 3) for rank in (first, second, third)]:
-            waiting.result()
-    with pytest.raises(RankLost, match="b.mp4 failed on 1 of 3 ranks, here on rank 2, and the others wait"):
-        third.fail_together("b.mp4", 3)
-
-
-def test_ranks_that_fail_at_different_places_are_not_in_step(ranks):
-    """On GPUs one may have begun a collective that the other never will."""
-    first, second = ranks(2)
-    with ThreadPoolExecutor() as pool:
-        waiting = [pool.submit(each.fail_together, "a.mp4", 2, begun)
-                   for each, begun in ((first, 7), (second, 8))]
-        for each in waiting:
-            with pytest.raises(RankLost, match="a.mp4 failed on all 2 ranks, but at different places: 1 w"):
-                each.result()
-
-
-def test_a_rank_that_fails_because_another_is_lost_says_so(ranks):
-    first, second = ranks(2, silence=9)
-    second.answer = replace(second.answer, state="stopped", cause="KeyboardInterrupt")
-    with pytest.raises(RankLost, match=r"rank 1 stopped \(KeyboardInterrupt\)"):
-        first.fail_together("a.mp4", 2)
-
-
 def test_a_process_alone_waits_for_nobody():
     with RollCall() as alone:
-        alone.fail_together("a.mp4", 1)
         alone.tell({"videos": 2}, done=True)
         assert list(alone.until_all_are_done()) == [] and alone.reports() == [{"videos": 2}]
         alone.check()
