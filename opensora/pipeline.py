@@ -18,7 +18,7 @@ import opensora.models  # noqa: F401  registers the models
 import opensora.schedulers  # noqa: F401  registers the samplers
 from opensora.datasets.references import collect_references_batch
 from opensora.models.layers.attention import check_backend_fits
-from opensora.models.layers.token_split import TokenSplit
+from opensora.models.layers.token_split import TokenRanks, TokenSplit
 from opensora.models.text_encoder.t5 import T5Encoder
 from opensora.models.vae.vae import OpenSoraVAE
 from opensora.parallel import ALONE, Mesh, group_size, new_group
@@ -71,7 +71,10 @@ class Pipeline:
         self.model, self.vae, self.text_encoder = model, vae, text_encoder
         self.mesh = mesh
         self.latent_size = vae.get_latent_size((config.clip_frames, *config.size))  # (T, h, w)
-        check_mesh(config, mesh, model.patch_grid(self.latent_size))
+        check_mesh(config, mesh)
+        if self.token_ranks is not None:
+            T, h, w = model.patch_grid(self.latent_size)
+            TokenSplit.of(T, h * w, model.config.num_heads, self.token_ranks)  # raises where it cannot be
         text_encoder.y_embedder = model.y_embedder
         if not config.offload:
             for part in (model, vae, text_encoder):
@@ -242,10 +245,14 @@ class Pipeline:
             if self.config.offload:
                 part.to("cpu")
 
+    @property
+    def token_ranks(self) -> TokenRanks | None:
+        return None if self.mesh.sp is None else TokenRanks(self.mesh.sp, self.config.sp_attention)
+
     @contextmanager
     def sharing_tokens(self) -> Iterator[None]:
         """The transformer's ranks are those of the mesh; afterwards it holds none of its groups."""
-        self.model.token_ranks = self.mesh.sp
+        self.model.token_ranks = self.token_ranks
         try:
             yield
         finally:
@@ -282,18 +289,13 @@ def check_modules(config: InferenceConfig) -> None:
                            name)
 
 
-def check_mesh(config: InferenceConfig, mesh: Mesh, grid: tuple[int, int, int]) -> None:
-    """Raise ValueError for a mesh of other sizes than the config's, and for frames that it cannot split.
-
-    grid: (T, H, W) in patches.
-    """
+def check_mesh(config: InferenceConfig, mesh: Mesh) -> None:
+    """Raise ValueError for a mesh of other sizes than the config's."""
     sizes = (("sp_size", config.sp_size, mesh.sp), ("cfg_size", config.cfg_size, mesh.cfg))
     for key, asked, group in sizes:
         if asked not in (None, group_size(group)):
             raise ValueError(f"{key}={asked}; allowed: {group_size(group)}, for here every process makes "
                              "videos of its own")
-    if mesh.sp is not None:
-        TokenSplit.of(grid[0], grid[1] * grid[2], mesh.sp)
 
 
 def check_fit(model: nn.Module, vae: OpenSoraVAE, text_encoder: T5Encoder) -> None:

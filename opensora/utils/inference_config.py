@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from opensora.datasets.aspect import get_image_size, get_num_frames
+from opensora.models.layers.token_split import SP_ATTENTION
 from opensora.parallel import check_launcher
 from opensora.utils.config import check_keys, is_number, is_whole
 from opensora.utils.mask_strategy import dframe_to_frame, find_nearest_point
@@ -35,8 +36,9 @@ class InferenceConfig:
     that continue one another, by condition_frame_length latent frames.  aes, flow, camera_motion: scores that
     are added to prompts.  device: None is cuda where there is one.  offload: a model leaves the device once
     it is done.  compile: the transformer's blocks, by torch.compile.  sp_size, cfg_size: processes that share
-    the tokens, and the two rows, of a video; None: all of a node, divided by cfg_size.  launcher: what joins
-    the processes of a torchrun, torch or colossalai.
+    the tokens, and the two rows, of a video; None: all of a node, divided by cfg_size.  sp_attention: by what
+    they split a spatial attention, heads, frames, or auto (`opensora/models/layers/token_split.py`).
+    launcher: what joins the processes of a torchrun, torch or colossalai.
     Raises ValueError, naming key, value and what is allowed.
     """
 
@@ -58,6 +60,7 @@ class InferenceConfig:
     compile: bool = False
     sp_size: int | None = None
     cfg_size: int = 1
+    sp_attention: str = "auto"
     seed: int = 1024
     batch_size: int = 1
     prompt: str | list[str] | None = None
@@ -113,11 +116,10 @@ class InferenceConfig:
         for name in ("offload", "compile", "prompt_as_path", "overwrite"):
             if not isinstance(getattr(self, name), bool):
                 raise ValueError(f"{name}={getattr(self, name)!r}; allowed: True, False")
-        if self.dtype not in DTYPES:
-            raise ValueError(f"dtype={self.dtype!r}; allowed: {', '.join(DTYPES)}")
-        if self.multi_resolution not in MULTI_RESOLUTIONS:
-            raise ValueError(f"multi_resolution={self.multi_resolution!r}; "
-                             f"allowed: {', '.join(MULTI_RESOLUTIONS)}")
+        for name, allowed in (("dtype", DTYPES), ("multi_resolution", MULTI_RESOLUTIONS),
+                              ("sp_attention", SP_ATTENTION)):
+            if (value := getattr(self, name)) not in allowed:
+                raise ValueError(f"{name}={value!r}; allowed: {', '.join(allowed)}")
         check_launcher(self.launcher)
         self._check_clips()
         self._check_save_dir()

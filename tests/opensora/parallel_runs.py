@@ -17,6 +17,7 @@ from tiny_models import SPATIAL, TEMPORAL  # noqa: E402
 from torchrun import counted, save_results  # noqa: E402
 
 from adacache import AdaCacheConfig, FixedSchedule, MoRegConfig, Ranks, adaptive_cache  # noqa: E402
+from opensora.models.layers.token_split import SP_ATTENTION, TokenRanks  # noqa: E402
 from opensora.models.stdit.stdit3 import STDiT3, STDiT3Config  # noqa: E402
 from opensora.models.vae.vae import OpenSoraVAE  # noqa: E402
 from opensora.parallel import ALONE, Mesh, process_group  # noqa: E402
@@ -61,20 +62,24 @@ def sizes() -> dict[str, Tensor]:
     return {name: torch.full((VIDEOS,), value) for name, value in SIZES.items()}
 
 
-def forward(mesh: Mesh, frames: int, masked: bool) -> Tensor:
+def sharing(mesh: Mesh, attention: str = "auto") -> TokenRanks | None:
+    return None if mesh.sp is None else TokenRanks(mesh.sp, attention)
+
+
+def forward(mesh: Mesh, frames: int, masked: bool, attention: str) -> Tensor:
     """One call of the model with both kinds of rows."""
     model, (z, y, mask) = tiny_model(), inputs()
-    model.token_ranks = mesh.sp
+    model.token_ranks = sharing(mesh, attention)
     x_mask = torch.ones(2 * VIDEOS, frames, dtype=torch.bool)
     x_mask[::VIDEOS, 0] = False  # both rows of video 0
     return model(torch.cat([z, z])[:, :, :frames], torch.full((2 * VIDEOS,), 500.0), y, mask,
                  x_mask if masked else None, *(sizes()[name] for name in ("fps", "height", "width")))
 
 
-def sampled(mesh: Mesh, settings: AdaCacheConfig | None) -> dict[str, Any]:
+def sampled(mesh: Mesh, settings: AdaCacheConfig | None, attention: str = "auto") -> dict[str, Any]:
     """A run with a given frame, and one that joins halfway."""
     model, (z, y, mask), sampler = tiny_model(), inputs(), RFLOW(num_sampling_steps=STEPS, cfg_scale=3.0)
-    model.token_ranks = mesh.sp
+    model.token_ranks = sharing(mesh, attention)
     given = torch.ones(VIDEOS, LATENT[1])
     given[0, 0], given[1, 2] = 0.0, 0.5
 
@@ -98,7 +103,7 @@ def decoded(mesh: Mesh, frames: int) -> Tensor:
 
 def refused(mesh: Mesh) -> str:
     model, (_, y, mask) = tiny_model(), inputs()
-    model.token_ranks = mesh.sp
+    model.token_ranks = sharing(mesh)
     try:
         model.prepare(y, mask, (5, 2, 2), *(sizes()[name] for name in ("height", "width", "fps")))
     except ValueError as error:
@@ -109,9 +114,10 @@ def refused(mesh: Mesh) -> str:
 @torch.no_grad()
 def results(mesh: Mesh = ALONE) -> dict[str, Any]:
     return {
-        "forward": {(frames, masked): forward(mesh, frames, masked)
-                    for frames in (5, 1) for masked in (False, True)},
+        "forward": {(frames, masked, attention): forward(mesh, frames, masked, attention)
+                    for frames in (5, 1) for masked in (False, True) for attention in SP_ATTENTION},
         "sampled": {name: sampled(mesh, settings) for name, settings in RUNS.items()},
+        "sampled by heads": sampled(mesh, RUNS["published"], "heads"),
         "decoded": {frames: decoded(mesh, frames) for frames in (40, 1)},  # chunks of 17, 17 and 6; 1
         "refused": refused(mesh),
     }

@@ -9,7 +9,10 @@ import torch
 from parallel_runs import BLOCKS, LATENT, RUNS, STEPS, VIDEOS, WIDTH, results
 from torchrun import ROOT, load_results, torchrun
 
+from opensora import parallel
 from opensora.datasets.video_io import read_video
+from opensora.models.layers import token_split
+from opensora.models.layers.token_split import SP_ATTENTION, TokenRanks, TokenSplit
 from opensora.parallel import mesh_shape, shares
 from opensora.pipeline import Pipeline
 from opensora.utils.config import read_config
@@ -36,12 +39,37 @@ def assert_close(found: torch.Tensor, expected: torch.Tensor) -> None:
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-4 * expected.abs().max().item())
 
 
+@pytest.mark.parametrize("attention", SP_ATTENTION)
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("frames", [5, 1])
-def test_the_model_on_several_ranks_is_the_model_on_one(ranks, alone, frames, masked):
-    """5 frames of 15 patches, 3 heads: nothing divides; one frame leaves ranks without any."""
+def test_the_model_on_several_ranks_is_the_model_on_one(ranks, alone, frames, masked, attention):
+    """5 frames of 15 patches, 3 heads: nothing divides; one frame, and 4 ranks, leave some without any."""
+    case = frames, masked, attention
     for found in ranks:
-        assert_close(found["sp"]["forward"][frames, masked], alone["forward"][frames, masked])
+        assert_close(found["sp"]["forward"][case], alone["forward"][case])
+
+
+def test_schedules_and_latents_are_the_same_by_heads(ranks, alone):
+    expected = alone["sampled"]["published"]
+    for found in ranks:
+        run = found["sp"]["sampled by heads"]
+        assert_close(run["z"], expected["z"])
+        assert [video["computed_steps"] for video in videos_of(run)] == \
+            [video["computed_steps"] for video in videos_of(expected)]
+
+
+@pytest.mark.parametrize("ranks, frames, heads, by_heads", [
+    (8, 15, 16, False), (2, 15, 16, False), (32, 15, 16, False),
+    (8, 1, 16, True), (4, 5, 16, True), (2, 1, 3, False)])
+def test_by_itself_a_split_is_by_heads_where_frames_leave_ranks_idle(monkeypatch, ranks, frames, heads,
+                                                                     by_heads):
+    """2 s of video are 15 latent frames, a picture is 1."""
+    for module in (token_split, parallel):
+        monkeypatch.setattr(module, "group_size", lambda group: ranks)
+    assert TokenSplit.of(frames, 100, heads, TokenRanks(None)).by_heads is by_heads
+    for attention in ("heads", "frames"):
+        chosen = TokenSplit.of(frames, 100, heads, TokenRanks(None, attention))
+        assert chosen.by_heads is (attention == "heads")
 
 
 @pytest.mark.parametrize("mesh", MESHES)
@@ -97,6 +125,17 @@ def test_a_computed_step_sends_what_spatial_attention_needs_and_the_output(ranks
             step += [4 * rows * WIDTH * (frames - t) * s, 4 * rows * WIDTH * t * (patches - s)]
         step.append(4 * rows * 32 * frames * s * (len(ranks) - 1))  # 8 channels of 2 x 2 pixels
         assert found["sp"]["sampled"]["uncached"]["calls"] == {"all_to_all": step * STEPS, "all_reduce": []}
+
+
+def test_by_heads_a_step_sends_twice_as_much_around_spatial_attention(ranks):
+    """q, k and v of other ranks' heads, and the output for other ranks' patches."""
+    frames, patches, rows, heads = LATENT[1], LATENT[2] * LATENT[3] // 4, 2 * VIDEOS, 3
+    for rank, found in enumerate(ranks):
+        h, s = (shares_of(count, len(ranks))[rank] for count in (heads, patches))
+        there = 4 * 3 * rows * frames * (heads - h) * s * WIDTH // heads
+        back = 4 * rows * frames * h * (patches - s) * WIDTH // heads
+        run = found["sp"]["sampled by heads"]
+        assert run["calls"]["all_to_all"][: BLOCKS] == [there, back] * (BLOCKS // 2)
 
 
 def shares_of(count: int, ranks: int) -> list[int]:
@@ -174,6 +213,7 @@ def inference(monkeypatch):
     (("--cfg-size", 2), "cfg_size=2 does not divide the 1 processes of a node; allowed: 1"),
     (("--cfg-size", 3), "cfg_size=3; allowed: 1, or 2, for guidance has two rows"),
     (("--sp-size", 0), "sp_size=0; allowed: a whole number from 1"),
+    (("--cfg-options", "sp_attention=rows"), "sp_attention='rows'; allowed: auto, heads, frames"),
 ])
 def test_bad_sizes_are_one_line_and_exit_status_2(inference, tiny, tmp_path, capsys, flags, message):
     assert inference(tiny / "sample.py", "--save-dir", tmp_path / "out", *flags) == 2

@@ -7,12 +7,14 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 
 import torch
 from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from opensora.models.layers.token_split import TokenSplit
 
 BACKENDS = {"sdpa": None, "flash-attn": "flash_attn", "xformers": "xformers"}
 # On CPU, in half precision, many short sequences are faster as plain products: docs/performance.md
@@ -102,13 +104,17 @@ class Attention(nn.Module):
         self.k_norm = HeadRMSNorm(dim // num_heads) if qk_norm else nn.Identity()
         self.proj = nn.Linear(dim, dim)
 
-    def forward(self, x: Tensor, rope: tuple[Tensor, Tensor] | None = None) -> Tensor:
+    def forward(self, x: Tensor, rope: tuple[Tensor, Tensor] | None = None,
+                split: TokenSplit | None = None) -> Tensor:
+        """split: the sequence's other tokens are on other ranks, which each attend with some of the heads."""
         q, k, v = rearrange(self.qkv(x), "b n (three h d) -> three b h n d", three=3, h=self.num_heads)
         q, k = self.q_norm(q), self.k_norm(k)
         if rope is not None:
             q, k = rotate(q, rope), rotate(k, rope)
         q, k = q.to(v.dtype), k.to(v.dtype)  # under autocast the norm's fp32 weight has widened them
-        return self.proj(rearrange(attend(q, k, v, self.backend), "b h n d -> b n (h d)"))
+        product = partial(attend, backend=self.backend)
+        out = product(q, k, v) if split is None else split.in_heads(product, q, k, v)
+        return self.proj(rearrange(out, "b h n d -> b n (h d)"))
 
 
 @dataclass(frozen=True)

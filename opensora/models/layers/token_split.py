@@ -1,15 +1,18 @@
 """Dynamic sequence parallelism: the ranks of a video each hold some patches of all its frames.
 
-DSP (arXiv 2403.10266).  Whatever looks along time, at a caption or at a token alone needs no other rank.  A
-spatial attention does: around it, and around nothing else, the split is switched from patches to frames and
-back, by two all-to-alls.  Attention split by heads would send q, k, v and the output, twice as much, and want
-a number of heads that divides.  Where patches or frames do not divide, some ranks hold one more: nothing is
-padded, so there is nothing to leave out of a norm.  With fewer frames than ranks some are idle meanwhile.
+Whatever looks along time, at a caption or at a token alone needs no other rank.  A spatial attention does:
+around it, and around nothing else, the split is switched by two all-to-alls, from patches to
+- heads, as Open-Sora does (DeepSpeed-Ulysses, arXiv 2309.14509): q, k and v there, the output back;
+- or frames (DSP, arXiv 2403.10266): tokens there and back, half as many bytes; but with few frames, as of a
+  picture, some ranks have one more than others, or none.
+Where patches, heads or frames do not divide, some ranks hold one more: nothing is padded, so there is nothing
+to leave out of a norm.
 
-Legend: B rows, T frames, S patches per frame, t and s of them on one rank, C channels.
+Legend: B rows, T frames, S patches per frame, H heads, t, s, h of them on one rank, C channels, D per head.
 """
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -19,21 +22,38 @@ from torch.distributed import ProcessGroup
 
 from opensora.parallel import exchange, gathered, group_rank, group_size, shares
 
+SP_ATTENTION = ("auto", "heads", "frames")
+UNEVEN = 1.5  # by frames, the busiest rank may have so many times the work that it has by heads
+
+
+@dataclass(frozen=True)
+class TokenRanks:
+    """group: shares the tokens of its videos.  attention: by what a spatial one is split; auto is frames, but
+    heads where that leaves the busiest rank with much less to do."""
+
+    group: ProcessGroup
+    attention: str = "auto"
+
 
 @dataclass(frozen=True)
 class TokenSplit:
-    """patches: s of each rank.  frames: t of each rank, during a spatial attention."""
+    """patches: s of each rank.  frames: t, and heads: h of each rank, during a spatial attention."""
 
     group: ProcessGroup
     patches: tuple[int, ...]
     frames: tuple[int, ...]
+    heads: tuple[int, ...]
+    by_heads: bool
 
     @classmethod
-    def of(cls, T: int, S: int, group: ProcessGroup) -> TokenSplit:
+    def of(cls, T: int, S: int, H: int, ranks: TokenRanks) -> TokenSplit:
         """Raises ValueError for fewer patches than ranks."""
-        if (size := group_size(group)) > S:
+        if (size := group_size(ranks.group)) > S:
             raise ValueError(f"sp_size={size}, but a frame has {S} patches; allowed: 1 to {S}")
-        return cls(group, shares(S, group), shares(T, group))
+        frames, heads = shares(T, ranks.group), shares(H, ranks.group)
+        uneven = frames[0] / T > UNEVEN * heads[0] / H
+        by_heads = uneven if ranks.attention == "auto" else ranks.attention == "heads"
+        return cls(ranks.group, shares(S, ranks.group), frames, heads, by_heads)
 
     def own(self, x: Tensor) -> Tensor:
         """[..., S, C] -> [..., s, C]."""
@@ -44,13 +64,19 @@ class TokenSplit:
         frames = rearrange(x, "b (t s) c -> b t s c", t=T)
         return gathered(frames, 2, self.patches, self.group).flatten(1, 2)
 
-    def to_frames(self, x: Tensor) -> Tensor:
-        """[B, T, s, C] -> [B, t, S, C]."""
-        return self._switched(x, 1, self.frames, 2, self.patches)
-
-    def to_patches(self, x: Tensor) -> Tensor:
-        """[B, t, S, C] -> [B, T, s, C]."""
+    def in_frames(self, attention: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+        """An attention [B t, S, C] -> the same, on own frames.  x, and what is returned: [B, T, s, C]."""
+        x = self._switched(x, 1, self.frames, 2, self.patches)  # [B, t, S, C]
+        if x.numel():  # a kernel may not take the empty batch of a rank without frames
+            x = attention(x.flatten(0, 1)).view(x.shape)
         return self._switched(x, 2, self.patches, 1, self.frames)
+
+    def in_heads(self, attend: Callable[[Tensor, Tensor, Tensor], Tensor], q: Tensor, k: Tensor,
+                 v: Tensor) -> Tensor:
+        """softmax(q k^T) v of own heads.  q, k, v, and what is returned: [B T, H, s, D]."""
+        q, k, v = self._switched(torch.stack((q, k, v)), 2, self.heads, 3, self.patches)  # [B T, h, S, D]
+        out = attend(q, k, v) if q.numel() else q
+        return self._switched(out, 2, self.patches, 1, self.heads)
 
     def _switched(self, x: Tensor, whole: int, cut: tuple[int, ...], split: int,
                   parts: tuple[int, ...]) -> Tensor:

@@ -163,12 +163,10 @@ class STDiT3Block(nn.Module):
         return x + mlp, attn, cross, mlp
 
     def attend_in_frames(self, h: Tensor, split: TokenSplit | None) -> Tensor:
-        """Spatial attention.  h: [B, T, S, C]; other ranks' patches take part, each rank has some frames."""
-        if split is None:
-            return self.attn(h.flatten(0, 1)).view(h.shape)
-        h = split.to_frames(h)
-        # a kernel may not take the empty batch of a rank without frames
-        return split.to_patches(self.attn(h.flatten(0, 1)).view(h.shape) if h.numel() else h)
+        """Spatial attention.  h: [B, T, S, C]; other ranks' patches take part."""
+        if split is None or split.by_heads:
+            return self.attn(h.flatten(0, 1), split=split).view(h.shape)
+        return split.in_frames(self.attn, h)
 
 
 def modulate(x: Tensor, shift: Tensor, scale: Tensor, T: int) -> Tensor:
@@ -222,7 +220,7 @@ class STDiT3(nn.Module):
         pt, ph, pw = config.patch_size
         self.final_layer = FinalLayer(width, pt * ph * pw * self.out_channels)
         self.residual_cache = None  # slot of the whole stack of blocks
-        self.token_ranks = None  # slot: the process group that shares a video's tokens, filled from outside
+        self.token_ranks = None  # slot: TokenRanks where several share a video's tokens, filled from outside
         self._initialise()
 
     def forward(
@@ -267,8 +265,9 @@ class STDiT3(nn.Module):
         T, H, W = self.patch_grid(latent_size)
         pixels = height[0].item() * width[0].item()  # device sync, once for a run
         positions = self.pos_embed(H, W, pixels**0.5 / self.config.input_sq_size, round((H * W) ** 0.5))
-        split = None if self.token_ranks is None else TokenSplit.of(T, H * W, self.token_ranks)
-        if split is not None:
+        split = None
+        if self.token_ranks is not None:
+            split = TokenSplit.of(T, H * W, self.config.num_heads, self.token_ranks)
             positions = split.own(positions)
         frames = torch.arange(T, device=positions.device, dtype=self.rope.freqs.dtype)
         angles = self.rope(frames)[:, ::2]  # [T, D/2]: of each pair once
