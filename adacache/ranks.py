@@ -40,7 +40,7 @@ class Ranks:
         All have the same bits then, for each sum is made in one place; a NaN of one rank all have as NaN.
         on_host: that is where the sums are wanted, and one copy takes them there.
         """
-        if not own or (self.video is None and not on_host):
+        if not own or (self.video is None and (own[0].device.type == "cpu" or not on_host)):
             return list(own)
         flat = torch.cat([x.flatten() for x in own])
         if self.video is not None:

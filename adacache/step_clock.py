@@ -51,6 +51,13 @@ class StepClock:
             spans[-1][1].synchronize()
         return [start.elapsed_time(end) / 1000 for start, end in spans]
 
+    def bookkeeping(self) -> float | None:
+        """What measuring and deciding took, over what else steps did that all videos computed; None without
+        such steps."""
+        spent = {kind: sum(self.seconds(kind)) for kind in ("computed", "measuring", "deciding")}
+        plain = spent["computed"] - spent["measuring"]
+        return (spent["measuring"] + spent["deciding"]) / plain if plain else None
+
     def balance(self) -> tuple[float, float] | None:
         """Seconds (spent on measuring and deciding, saved by not computing all of every step); None where
         every step was computed as a whole, or none."""

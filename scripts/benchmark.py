@@ -60,6 +60,7 @@ def summary(runs: Mapping[str, list[Run]], num_steps: int) -> dict[str, Any]:
         "reused_step_ms": 1000 * statistics.median(reused) if reused else None,
         "reused_over_computed": statistics.median(reused) / step if reused else None,
         "bookkeeping": ratio(deciding, plain) - 1,
+        "bookkeeping_clocked": statistics.median(run.bookkeeping for run in deciding),
         "speed_up": speed_up, "steps_over_computed": ideal, "efficiency": speed_up / ideal,
         "cache_bytes": cached[0].cache_bytes, "residual_bytes": cached[0].residual_bytes,
     }
@@ -67,7 +68,7 @@ def summary(runs: Mapping[str, list[Run]], num_steps: int) -> dict[str, Any]:
 
 def table(result: Mapping[str, Any]) -> Table:
     shown = Table("quantity", "value", title="denoising, medians of alternating runs")
-    shares = {"reused_over_computed", "bookkeeping", "efficiency"}
+    shares = {"reused_over_computed", "bookkeeping", "bookkeeping_clocked", "efficiency"}
     for name, value in result.items():
         text = "-" if value is None else f"{value:.2%}" if name in shares else \
             f"{value:.4g}" if isinstance(value, float) else str(value)

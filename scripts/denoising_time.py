@@ -16,12 +16,16 @@ from opensora.utils.sample_request import SampleRequest
 
 @dataclass(frozen=True)
 class Run:
-    """Wall time of every step, the steps computed for each video, and the most that the cache held."""
+    """Wall time of every step, the steps computed for each video, and the most that the cache held.
+
+    bookkeeping: measuring and deciding, as clocked inside of the run, over all else of computed steps.
+    """
 
     step_seconds: list[float]
     computed_steps: list[list[int]]
     cache_bytes: int
     residual_bytes: int  # of one residual: rows x tokens x width
+    bookkeeping: float | None = None
 
     @property
     def seconds(self) -> float:
@@ -62,7 +66,8 @@ def time_run(pipeline: Pipeline, requests: Sequence[SampleRequest], cache: AdaCa
         list(video.computed_steps) for video in session.trace]
     weight, (T, h, w) = pipeline.model.x_embedder.proj.weight, pipeline.model.patch_grid(z.shape[2:])
     residual = 2 * len(z) * T * h * w * len(weight) * weight.element_size()
-    return Run(clock.intervals(), computed, session.cache_bytes if session else 0, residual)
+    held, spent = (session.cache_bytes, session.clock.bookkeeping()) if session else (0, None)
+    return Run(clock.intervals(), computed, held, residual, spent)
 
 
 class Clock:

@@ -54,6 +54,7 @@ def test_the_benchmark_tells_computed_from_reused_steps(script, tiny, tmp_path, 
     assert 0 < numbers["cache_bytes"] <= 2 * numbers["residual_bytes"]
     assert numbers["residual_bytes"] == 2 * 5 * 6 * 32 * 4  # rows, latent frames, patches, width, fp32
     assert numbers["reused_step_ms"] > 0 and numbers["computed_step_ms"] > 0
+    assert 0 < numbers["bookkeeping_clocked"] < 1
 
 
 def test_a_benchmark_of_nothing_is_an_error(script, tiny, monkeypatch, capsys):
@@ -65,12 +66,13 @@ def test_a_benchmark_of_nothing_is_an_error(script, tiny, monkeypatch, capsys):
 def test_a_runs_summary_is_made_of_medians_and_paired_ratios(script):
     benchmark, Run = script("benchmark"), script("denoising_time").Run
     plain = [Run([4.0] * 4, [[0, 1, 2, 3]], 0, 8), Run([2.0] * 4, [[0, 1, 2, 3]], 0, 8)]
-    deciding = [Run([4.1] * 4, [[0, 1, 2, 3]], 16, 8), Run([2.0] * 4, [[0, 1, 2, 3]], 16, 8)]
+    deciding = [Run([4.1] * 4, [[0, 1, 2, 3]], 16, 8, 0.02), Run([2.0] * 4, [[0, 1, 2, 3]], 16, 8, 0.04)]
     cached = [Run([4.0, 4.0, 0.1, 0.1], [[0, 1]], 16, 8), Run([2.0, 2.0, 0.1, 0.1], [[0, 1]], 16, 8)]
     numbers = benchmark.summary({"plain": plain, "deciding": deciding, "cached": cached}, 4)
     assert numbers["computed_step_ms"] == 3000 and numbers["reused_step_ms"] == pytest.approx(100)
     assert numbers["reused_over_computed"] == pytest.approx(0.1 / 3)
     assert numbers["bookkeeping"] == pytest.approx((4.1 / 4.0 + 1.0) / 2 - 1)
+    assert numbers["bookkeeping_clocked"] == pytest.approx(0.03)
     assert numbers["speed_up"] == pytest.approx((16 / 8.2 + 8 / 4.2) / 2)
     assert numbers["steps_over_computed"] == 2
 

@@ -23,7 +23,8 @@ class PatchEmbed3D(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:  # [B, C_in, T, H, W] -> [B, (T H W), C]
         (t, h, w), (pt, ph, pw) = x.shape[2:], self.patch_size
-        x = F.pad(x, (0, -w % pw, 0, -h % ph, 0, -t % pt))
+        if w % pw or h % ph or t % pt:  # padding by nothing is a copy
+            x = F.pad(x, (0, -w % pw, 0, -h % ph, 0, -t % pt))
         # a convolution whose stride is its kernel is a matrix product, and much faster as one on CPU
         patches = rearrange(x, "b c (t p) (h q) (w r) -> b (t h w) (c p q r)", p=pt, q=ph, r=pw)
         return F.linear(patches, self.proj.weight.flatten(1), self.proj.bias)
@@ -34,7 +35,8 @@ def timestep_embedding(t: Tensor, dim: int, max_period: float = 10000.0) -> Tens
     half = dim // 2
     exponents = torch.arange(half, dtype=torch.float32, device=t.device) / half
     angles = t[:, None].float() * torch.exp(-math.log(max_period) * exponents)[None]
-    return F.pad(torch.cat([angles.cos(), angles.sin()], dim=-1), (0, dim % 2))
+    sinusoids = torch.cat([angles.cos(), angles.sin()], dim=-1)
+    return F.pad(sinusoids, (0, 1)) if dim % 2 else sinusoids
 
 
 class TimestepEmbedder(nn.Module):
