@@ -339,3 +339,9 @@ def test_flags_override_the_config(inference, config, tmp_path, monkeypatch):
     assert pipeline.model.y_embedder.y_embedding.dtype == torch.bfloat16
     assert record(tmp_path / "sample_0000.json")["texts"] == [
         "a red circle moves left aesthetic score: 6.0. motion score: 2.0. camera motion: pan left."]
+
+
+def test_a_config_s_flash_attention_is_turned_off_by_a_flag(inference, tiny, tmp_path):
+    path = tiny / "flash.py"
+    path.write_text("_base_ = 'sample.py'\nmodel = dict(attention_backend='flash-attn')\n")
+    assert inference(path, "--flash-attn", "False", "--num-frames", 1, "--save-dir", tmp_path) == 0

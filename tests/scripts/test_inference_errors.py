@@ -121,6 +121,7 @@ def test_bad_configs(refused, extra, message):
     ("vae = dict(from_pretrained='/no/where')", "vae: from_pretrained='/no/where' does not exist"),
     ("text_encoder = dict(from_pretrained='/no/where')",
      "text_encoder: from_pretrained='/no/where' does not exist"),
+    ("text_encoder = dict(device='cuda')", "text_encoder.device='cuda'; allowed: 'cpu', as of device"),
     ("model = dict(hidden_size=64)", "does not fit STDiT3: .*is .*the model's"),
     ("adacache = dict(codebook=[(1e9, 2)], probes=('temporal_blocks.2.attn',))",
      "temporal_blocks.2.*temporal_blocks.1"),
