@@ -311,8 +311,8 @@ def check_fit(model: nn.Module, vae: OpenSoraVAE, text_encoder: T5Encoder) -> No
 def _text_encoder_config(config: InferenceConfig, mesh: Mesh) -> dict[str, Any]:
     device, allowed = config.text_encoder.get("device"), str(config.torch_device)
     if device not in (None, allowed):
-        raise ValueError(f"text_encoder.device={device!r}; allowed: {allowed!r}, as of device (with offload=True "
-                         "a model is there only as long as it is used)")
+        raise ValueError(f"text_encoder.device={device!r}; allowed: {allowed!r}, as of device (with "
+                         "offload=True a model is there only as long as it is used)")
     options = {**config.text_encoder, "device": "cpu" if config.offload else config.torch_device}
     if options.get("shardformer"):
         options["ranks"] = new_group(mesh.members["video"]) if mesh.ranks > 1 else None  # it keeps them
