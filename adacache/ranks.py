@@ -6,7 +6,8 @@ Legend: B rows here, R ranks that the rows of a video are on, N tokens here, n o
 """
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -14,7 +15,22 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
-begun = 0  # collectives of this process, here
+
+@dataclass
+class Collectives:
+    """Of this process, here.  Ranks of a video that did the same work began and ended as many."""
+
+    begun: int = 0
+    ended: int = 0
+
+    @contextmanager
+    def one(self) -> Iterator[None]:
+        self.begun += 1
+        yield
+        self.ended += 1
+
+
+collectives = Collectives()
 
 
 @dataclass(frozen=True)
@@ -44,8 +60,8 @@ class Ranks:
             return list(own)
         flat = torch.cat([x.flatten() for x in own])
         if self.video is not None:
-            count()
-            dist.all_reduce(flat, group=self.video)
+            with collectives.one():
+                dist.all_reduce(flat, group=self.video)
         flat = flat.cpu() if on_host else flat
         return [part.view_as(x) for part, x in zip(flat.split([x.numel() for x in own]), own, strict=True)]
 
@@ -64,16 +80,10 @@ class Ranks:
         pieces = x.tensor_split(self.row_parts, dim=1)
         sizes, own = [piece.numel() for piece in pieces], pieces[dist.get_rank(self.rows)]
         received = x.new_empty(self.row_parts * own.numel())
-        count()
-        dist.all_to_all_single(received, torch.cat([piece.flatten() for piece in pieces]),
-                               [own.numel()] * self.row_parts, sizes, group=self.rows)
+        with collectives.one():
+            dist.all_to_all_single(received, torch.cat([piece.flatten() for piece in pieces]),
+                                   [own.numel()] * self.row_parts, sizes, group=self.rows)
         return received.view(self.row_parts * len(x), *own.shape[1:])
-
-
-def count() -> None:
-    """Of one more.  Ranks of a video that did the same work began as many."""
-    global begun
-    begun += 1
 
 
 ALONE = Ranks()

@@ -5,7 +5,9 @@ import gc
 import importlib.util
 import os
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import timedelta
 from itertools import accumulate
 from math import prod
@@ -21,7 +23,23 @@ from opensora.restarts import check_restarts, restarts
 
 TIMEOUT = timedelta(minutes=30)  # of a collective, in which all processes wait for the slowest
 LAUNCHERS = ("torch", "colossalai")
-begun = 0  # exchanges of this process; ranks of a video that did the same work began as many
+
+
+@dataclass
+class Collectives:
+    """Of this process, here.  Ranks of a video that did the same work began and ended as many."""
+
+    begun: int = 0
+    ended: int = 0
+
+    @contextmanager
+    def one(self) -> Iterator[None]:
+        self.begun += 1
+        yield
+        self.ended += 1
+
+
+collectives = Collectives()
 
 
 def check_launcher(name: str) -> None:
@@ -141,20 +159,27 @@ class Mesh:
                 if members not in groups:
                     groups[members] = new_group(members)
                 setattr(self, name, groups[members])
+        for group in groups.values():
+            meet(group, training_device())  # NCCL connects now: what is not yet connected cannot be released
+
+    @property
+    def groups(self) -> list[ProcessGroup]:
+        """Each once."""
+        return [group for group in dict.fromkeys((self.video, self.sp, self.cfg)) if group is not None]
 
     def leave(self) -> None:
         """Close the groups: other ranks that wait in them for this one raise, on gloo at once."""
         self.release()
-        groups = {self.video, self.sp, self.cfg} - {None}
-        self.video = self.sp = self.cfg = None
+        groups, self.video, self.sp, self.cfg = self.groups, None, None, None
         while groups:
             dist.destroy_process_group(groups.pop())
         gc.collect()  # a group is closed when nobody has it
 
     def release(self) -> None:
         """From any thread: what waits on this rank's GPU for others waits no longer, and is worthless."""
-        for group in {self.video, self.sp, self.cfg} - {None} if torch.cuda.is_available() else ():
-            group.abort()
+        if (groups := self.groups) and torch.cuda.is_available():
+            with ThreadPoolExecutor(len(groups)) as pool:  # one alone may wait for what hangs in another
+                list(pool.map(lambda group: group.abort(), groups))
 
 
 ALONE = Mesh()
@@ -204,13 +229,17 @@ def shares(count: int, group: ProcessGroup | None) -> tuple[int, ...]:
 
 
 def meet(group: ProcessGroup | None, device: torch.device) -> None:
-    """Returns once all ranks of a group came to it, with all that was to be done on their devices."""
-    global begun
-    if group is not None:
-        begun += 1
-        here = torch.zeros((), device=device)
+    """Returns once all ranks of a group came to it, with all that was to be done on their devices.
+
+    Raises RuntimeError where they did not.
+    """
+    if group is None:
+        return
+    with collectives.one():
+        here = torch.ones((), device=device)
         dist.all_reduce(here, group=group)
-        here.item()
+    if (came := here.item()) != group_size(group):  # of a group that was released meanwhile
+        raise RuntimeError(f"{came:g} of {group_size(group)} ranks came together")
 
 
 def exchange(pieces: Sequence[Tensor], shapes: Sequence[Sequence[int]], group: ProcessGroup) -> list[Tensor]:
@@ -218,11 +247,10 @@ def exchange(pieces: Sequence[Tensor], shapes: Sequence[Sequence[int]], group: P
 
     Pieces may have different sizes, also 0.  Nothing flows back through it: no gradients.
     """
-    global begun
     sent, sizes = torch.cat([piece.flatten() for piece in pieces]), [prod(shape) for shape in shapes]
     received = sent.new_empty(sum(sizes))
-    begun += 1
-    dist.all_to_all_single(received, sent, sizes, [piece.numel() for piece in pieces], group=group)
+    with collectives.one():
+        dist.all_to_all_single(received, sent, sizes, [piece.numel() for piece in pieces], group=group)
     return [piece.view(*shape) for piece, shape in zip(received.split(sizes), shapes, strict=True)]
 
 

@@ -1,31 +1,40 @@
 """Ranks that share a video: where one of them fails at it alone, all give it up and go on with the next.
 
 As where one GPU has less memory left than the others.  These wait for it in a collective that it never comes
-to.  So it closes its process groups, at which the others' collectives fail as well; then all meet in
-torchrun's store and make new groups.  On gloo a closed connection is enough; on NCCL a waiting rank has to
-abort its own communicator, which the thread of its roll call does as soon as it hears of the failure.
+to.  On gloo it closes its process groups, at which the others' collectives fail as well; on NCCL a rank that
+waits has to abort its own communicators, which the thread of its roll call does as soon as it hears of the
+failure.  Then all meet in torchrun's store and make new groups.
 """
 from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
+import torch
 import torch.distributed as dist
 
 from opensora import roll_call
 from opensora.parallel import Mesh
 from opensora.roll_call import RankLost, RollCall
 
-ALIKE = 5.0      # seconds within which all ranks meet a failure that is in what they do
-PATIENCE = 150.0  # seconds for the others to come out of what they wait in
+ALIKE = 5.0       # seconds within which all ranks meet a failure that is in what they do
+PATIENCE = 300.0  # seconds for the others to come out of what they do, or wait in
 
 
 class Regrouping:
-    """Of the ranks of a mesh, however often they fail.  Every one of them has one, for the whole run."""
+    """Of the ranks of a mesh, however often they fail.  Every one of them has one, for the whole run.
 
-    def __init__(self, mesh: Mesh, call: RollCall) -> None:
-        self.mesh, self.call = mesh, call
+    collectives: how many this rank has begun, and how many it has ended.
+    able: False where the groups cannot be made anew: a rank that fails alone is lost then.
+    """
+
+    def __init__(self, mesh: Mesh, call: RollCall, collectives: Callable[[], tuple[int, int]],
+                 able: bool = True) -> None:
+        self.mesh, self.call, self.collectives, self.able = mesh, call, collectives, able
         self.failures = 0  # so far, on all ranks alike
+        self.before = 0    # collectives begun when the groups were made
         self.released = False
         self.lock = threading.Lock()
         if mesh.ranks > 1:
@@ -33,34 +42,47 @@ class Regrouping:
 
     @property
     def store(self) -> dist.Store:
-        """Of the running try."""
+        """Of the coming failure, or the running one."""
         return dist.PrefixStore(f"failure/{self.mesh.dp_rank}/{self.failures}", self.call.store)
 
-    def after(self, cause: str, collectives: int) -> str:
-        """This rank failed: returns once all ranks of the mesh did, in groups that work.
-
-        collectives: how many it has begun; a failure that all meet after as many left their groups whole.
-        Returns the cause of the rank that failed first, the same on all.
-        Raises RankLost where another one is lost or does not come, or no new groups can be had.
-        """
+    def first_cause(self, cause: str) -> str:
+        """Of the rank that failed first, which made others fail.  cause: this rank's."""
         if self.mesh.ranks == 1:
             return cause
-        store = self.store
-        cause = store.compare_set("cause", "", cause).decode()
-        store.add(f"after {collectives} collectives", 1)
-        store.add("failed", 1)
-        apart = self._are_apart(store, f"after {collectives} collectives")
-        with self.lock:
-            if apart:
-                self.mesh.leave()
-                self._until_all_failed(store)
-                self._rejoin()
-            self.failures, self.released = self.failures + 1, False
-        return cause
+        with lost_if_it_fails():
+            return self.store.compare_set("cause", "", cause).decode()
 
-    def _are_apart(self, store: dist.Store, place: str) -> bool:
+    def after(self, what: str) -> None:
+        """This rank failed: returns once all ranks of the mesh did, in groups that work.
+
+        what: they failed at.  A failure that all meet after as many collectives left their groups whole.
+        Raises RankLost where another one is lost, does not come or failed at something else, or where no new
+        groups can be had.
+        """
+        if self.mesh.ranks == 1:
+            return
+        with lost_if_it_fails():
+            self._check_same(what)
+            self.store.add("failed", 1)
+            apart = self._are_apart()
+            with self.lock:
+                if apart:
+                    self._regroup()
+                self.failures, self.released = self.failures + 1, False
+
+    def _check_same(self, what: str) -> None:
+        """Ranks that went on one sample apart would make videos of one another's tokens."""
+        if (first := self.store.compare_set("what", "", what).decode()) != what:
+            raise RankLost(f"ranks that share samples failed at different ones, at {what} and at {first}")
+
+    def _are_apart(self) -> bool:
         """Did some rank fail elsewhere, or not at all?  The first to find out says so for all."""
-        until = time.monotonic() + ALIKE
+        store, until, (begun, ended) = self.store, time.monotonic() + ALIKE, self.collectives()
+        place = f"after {begun - self.before} collectives"
+        if begun == ended:
+            store.add(place, 1)
+        else:  # in one, which broke for some reason
+            store.compare_set("apart", "", "yes")
         while not store.check(["apart"]):
             self.call.check()
             if store.add(place, 0) == self.mesh.ranks:
@@ -71,8 +93,21 @@ class Regrouping:
                 time.sleep(roll_call.INTERVAL)  # in Python, so that signals arrive
         return store.get("apart") == b"yes"
 
-    def _until_all_failed(self, store: dist.Store) -> None:
-        until = time.monotonic() + PATIENCE
+    def _regroup(self) -> None:
+        if not self.able:
+            raise RankLost("a sample failed on one rank of several that share it, and these cannot regroup "
+                           "with launcher='colossalai'")
+        aborts = torch.cuda.is_available()  # each rank its own, and none needs the others' to be closed
+        if not aborts:
+            self.mesh.leave()
+        self._until_all_failed()
+        if aborts:
+            self.mesh.leave()
+        self.mesh.join()
+        self.before = self.collectives()[0]
+
+    def _until_all_failed(self) -> None:
+        store, until = self.store, time.monotonic() + PATIENCE
         while (failed := store.add("failed", 0)) < self.mesh.ranks:
             self.call.check()
             if time.monotonic() > until:
@@ -80,20 +115,23 @@ class Regrouping:
                                "not come out of what they wait in")
             time.sleep(roll_call.INTERVAL)
 
-    def _rejoin(self) -> None:
-        try:
-            self.mesh.join()
-        except (RuntimeError, ValueError) as error:
-            raise RankLost(f"after a failure, no new process groups: {error}") from error
-
     def _release_if_told(self) -> None:
         """In the thread of the roll call, while the rank works or waits."""
         if not self.lock.acquire(blocking=False):
             return  # it regroups
         try:
             store = self.store
-            if not self.released and store.check(["apart"]) and store.get("apart") == b"yes":
+            if self.able and not self.released and store.check(["apart"]) and store.get("apart") == b"yes":
                 self.released = True
                 self.mesh.release()
         finally:
             self.lock.release()
+
+
+@contextmanager
+def lost_if_it_fails() -> Iterator[None]:
+    """Where ranks cannot come together, for the store or the groups fail, they have lost one another."""
+    try:
+        yield
+    except (RuntimeError, ValueError, OSError) as error:
+        raise RankLost(f"after a failure, ranks did not come together: {error}") from error

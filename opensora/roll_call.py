@@ -128,12 +128,18 @@ class RollCall:
             while not self.leaving.is_set() and self.lost is None:
                 self._speak()
                 self._listen()
-                self.look()
+                self._look()
                 self.leaving.wait(INTERVAL)
         except dist.DistError as error:  # the node that keeps the store is gone, and rank 0 with it
             self.lost = f"the store of torchrun does not answer ({type(error).__name__})"
         if self.lost is not None and not self.leaving.wait(PATIENCE):
             self.leave(self.lost)
+
+    def _look(self) -> None:
+        try:
+            self.look()
+        except Exception as error:  # or nobody would hear of this rank any more
+            self.lost = self.lost or f"rank {self.own}'s roll call failed ({type(error).__name__}: {error})"
 
     def _speak(self) -> None:
         self.count += 1

@@ -39,11 +39,17 @@ def make_samples(
         return open_cache(cache, model, num_steps, ranks=sharing(mesh))
 
     pipeline = Pipeline.load(config, partial(check_cache, cache, ranks=sharing(mesh)), mesh)
-    regrouping = Regrouping(mesh, report.roll_call)
+    regrouping = Regrouping(mesh, report.roll_call, collectives, able=config.launcher == "torch")
     with StepBar(visible=rank() == 0 and config.verbose > 0) as bar:
         for start in range(0, len(requests), config.batch_size):
             batch = requests[start : start + config.batch_size]
             make_batch(pipeline, batch, opened, bar, config_path, report, regrouping)
+
+
+def collectives() -> tuple[int, int]:
+    """Begun and ended ones of this process."""
+    of = (parallel.collectives, ranks.collectives)
+    return sum(each.begun for each in of), sum(each.ended for each in of)
 
 
 def sharing(mesh: Mesh) -> Ranks:
@@ -70,7 +76,7 @@ def make_batch(
     try:
         with report.failures.standing(batch):  # on every rank, for any of them may be killed
             samples = pipeline.generate(batch, opened, step)
-            meet(mesh.video, pipeline.device)  # or one could be at the next when another fails
+        meet(mesh.video, pipeline.device)  # or one could be at the next when another fails
     except RankLost:
         raise
     except Exception as error:  # whatever it is, the other videos can still be made
@@ -96,7 +102,9 @@ def give_up(batch: list[SampleRequest], error: Exception, report: RunReport, reg
     cause = report.trace(batch, error)
     free_memory(error)
     try:
-        cause = regrouping.after(cause, parallel.begun + ranks.begun)
+        with report.failures.standing(batch):
+            cause = regrouping.first_cause(cause)
+            regrouping.after(", ".join(request.file.name for request in batch))
     except RankLost:
         for request in batch:
             report.failed(request, cause)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -41,7 +41,8 @@ class FailureList:
         try:
             yield
         finally:
-            mark.unlink(missing_ok=True)
+            with suppress(OSError):  # of what was made a mark says nothing
+                mark.unlink(missing_ok=True)
 
     def _entry(self, request: SampleRequest, cause: str) -> dict[str, Any]:
         return {"prompt_index": request.index, "sample_index": request.k, "prompt": request.prompt,

@@ -73,11 +73,11 @@ def run(name: str, part: Part = WHOLE, ranks: Ranks = ALONE, x: Tensor | None = 
     x = part.of(videos() if x is None else x)
     model = toy(S=x.shape[1] // T)
     config = AdaCacheConfig(**{"codebook": CODEBOOK, "probes": ["blocks.1.attn"], **SETTINGS[name]})
-    before = adacache.ranks.begun
+    before = adacache.ranks.collectives.begun
     with counted() as calls, adaptive_cache(model, config, STEPS, ranks) as session:
         out = sample(model, STEPS, x)
     return {"out": out, "trace": session.trace.to_json(), "calls": calls, "part": astuple(part),
-            "begun": adacache.ranks.begun - before}
+            "begun": adacache.ranks.collectives.begun - before}
 
 
 def broken_on_one_rank(rank: int, ranks: Ranks) -> dict[str, Any]:

@@ -199,6 +199,15 @@ def test_shares_of_one_rank_are_all():
     assert shares(5, None) == (5,)
 
 
+def test_ranks_that_were_released_did_not_meet(monkeypatch):
+    """On GPUs a sum that was broken off raises nothing by itself."""
+    monkeypatch.setattr(parallel, "group_size", lambda group: 2)
+    monkeypatch.setattr(parallel.dist, "all_reduce", lambda x, group: None)
+    with pytest.raises(RuntimeError, match="1 of 2 ranks came together"):
+        parallel.meet("a group", torch.device("cpu"))
+    parallel.meet(None, torch.device("cpu"))
+
+
 @pytest.fixture
 def inference(monkeypatch):
     """`inference("--flag", ...)` runs the script's main in this process and gives its exit status."""

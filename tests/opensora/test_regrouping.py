@@ -1,6 +1,7 @@
 """Ranks that share a video fail together, whoever of them failed, and go on in groups that work."""
 import time
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import pytest
 import torch.distributed as dist
@@ -8,6 +9,8 @@ import torch.distributed as dist
 from opensora import regrouping, roll_call
 from opensora.regrouping import Regrouping
 from opensora.roll_call import RankLost, RollCall
+
+SCARCE = "MemoryError: no room"
 
 
 class Ranks:
@@ -19,109 +22,193 @@ class Ranks:
             setattr(self, name, lambda name=name: self.calls.append(name))
 
 
+class Rank(Regrouping):
+    """begun, ended: collectives."""
+
+    def __init__(self, call: RollCall, ranks: int = 3, dp_rank: int = 0, able: bool = True) -> None:
+        self.begun = self.ended = 0
+        super().__init__(Ranks(ranks, dp_rank), call, lambda: (self.begun, self.ended), able)
+
+    @property
+    def calls(self) -> list[str]:
+        """But for `release`, which the roll call may or may not come to."""
+        return [call for call in self.mesh.calls if call != "release"]
+
+    def fail(self, begun: int, cause: str = SCARCE, what: str = "a.mp4", ended: int | None = None) -> str:
+        self.begun, self.ended = begun, begun if ended is None else ended
+        cause = self.first_cause(cause)
+        self.after(what)
+        return cause
+
+
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
     monkeypatch.setattr(roll_call, "INTERVAL", 0.02)
     monkeypatch.setattr(regrouping, "ALIKE", 0.2)
     monkeypatch.setattr(regrouping, "PATIENCE", 0.5)
+    monkeypatch.setattr(regrouping.torch.cuda, "is_available", lambda: False)
 
 
 @pytest.fixture
-def team() -> list[Regrouping]:
+def team() -> list[Rank]:
     """Three ranks of one video, all in this process."""
     store = dist.HashStore()
     calls = [RollCall(store, own, 3) for own in range(3)]
     for call in calls:
         call.__enter__()
-    yield [Regrouping(Ranks(3), call) for call in calls]
+    yield [Rank(call) for call in calls]
     for call in calls:
         call.__exit__(None, None, None)
 
 
-def all_after(team: list[Regrouping], *failures: tuple[str, int], pause: float = 0.05) -> list[str]:
-    """What `after` returns on each rank, which fail one after the other."""
+def all_of(team: list[Rank], fail: Callable[[Rank], str]) -> list[str]:
     with ThreadPoolExecutor() as pool:
-        waiting = []
-        for each, failure in zip(team, failures, strict=True):
-            waiting.append(pool.submit(each.after, *failure))
-            time.sleep(pause)
-        return [each.result() for each in waiting]
+        return [each.result() for each in [pool.submit(fail, rank) for rank in team]]
+
+
+def one_alone(team: list[Rank]) -> set[str]:
+    """The first fails; the others wait in a collective, which fails when the first leaves."""
+    calls = len(team[0].calls)
+
+    def other(rank: Rank) -> str:
+        while team[0].calls[calls:] != ["leave"]:
+            time.sleep(0.01)
+        return rank.fail(rank.begun + 8, "RuntimeError: connection closed", ended=rank.begun + 7)
+
+    with ThreadPoolExecutor() as pool:
+        first = pool.submit(team[0].fail, team[0].begun + 7)
+        rest = [pool.submit(other, rank) for rank in team[1:]]
+        return {each.result() for each in (first, *rest)}
 
 
 def test_what_all_ranks_meet_at_the_same_place_leaves_their_groups_as_they_are(team):
-    for _ in range(2):  # however often
-        assert all_after(team, *[("OSError: no file", 7)] * 3) == ["OSError: no file"] * 3
-        assert [each.mesh.calls for each in team] == [[], [], []]
+    for begun in (7, 9):  # however often
+        assert all_of(team, lambda rank, begun=begun: rank.fail(begun)) == [SCARCE] * 3
+        assert [rank.calls for rank in team] == [[], [], []]
 
 
 def test_what_one_rank_meets_alone_ends_the_others_wait_and_all_join_new_groups(team):
-    """Its cause is what all of them tell."""
-    def others(own: int, before: int) -> str:
-        while team[0].mesh.calls[before:] != ["leave"]:  # as in a collective that fails when rank 0 leaves
-            time.sleep(0.01)
-        return team[own].after("RuntimeError: connection closed", 8)
+    """Its cause is what all of them tell.  A second time as the first."""
+    for count in (1, 2):
+        assert one_alone(team) == {SCARCE}
+        assert [rank.calls for rank in team] == [["leave", "join"] * count] * 3
 
-    for before in (0, 2):  # a second time as the first
-        with ThreadPoolExecutor() as pool:
-            first = pool.submit(team[0].after, "MemoryError: no room", 7)
-            rest = [pool.submit(others, own, before) for own in (1, 2)]
-            assert {each.result() for each in (first, *rest)} == {"MemoryError: no room"}
-        for each in team:
-            assert [call for call in each.mesh.calls if call != "release"][before:] == ["leave", "join"]
+
+def test_after_it_ranks_are_in_step_again(team):
+    one_alone(team)  # they have begun 7, 8 and 8 collectives
+    all_of(team, lambda rank: rank.fail(rank.begun + 5))
+    assert [rank.calls for rank in team] == [["leave", "join"]] * 3
 
 
 def test_ranks_that_fail_after_other_numbers_of_collectives_regroup(team):
     """On GPUs one may have begun a collective that another never will."""
-    all_after(team, ("a", 7), ("a", 7), ("a", 8))
-    assert all(each.mesh.calls[-2:] == ["leave", "join"] for each in team)
+    all_of(team, lambda rank: rank.fail(8 if rank is team[2] else 7))
+    assert [rank.calls for rank in team] == [["leave", "join"]] * 3
 
 
-def test_a_rank_that_waits_on_its_gpu_is_released_once_for_each_failure(team):
+def test_a_collective_that_breaks_on_all_ranks_leaves_no_group_whole(team):
+    """As where the connection between them does."""
+    all_of(team, lambda rank: rank.fail(8, "RuntimeError: connection closed", ended=7))
+    assert [rank.calls for rank in team] == [["leave", "join"]] * 3
+
+
+def test_on_gpus_a_rank_that_waits_is_released_once_for_each_failure(team):
     with ThreadPoolExecutor() as pool:
-        failing = [pool.submit(each.after, "MemoryError: no room", 7) for each in team[:2]]
+        failing = [pool.submit(rank.fail, 7) for rank in team[:2]]
         until = time.monotonic() + 5
         while team[2].mesh.calls != ["release"]:
             assert time.monotonic() < until, "nobody released it"
             time.sleep(0.01)
         time.sleep(0.1)
         assert team[2].mesh.calls == ["release"]
-        team[2].after("RuntimeError: aborted", 9)
+        team[2].fail(9, "RuntimeError: aborted")
         for each in failing:
             each.result()
     time.sleep(0.1)
     assert team[2].mesh.calls == ["release", "leave", "join"]
 
 
+def test_on_gpus_no_group_is_closed_before_all_ranks_are_out_of_it(team, monkeypatch):
+    """Each aborts its own; one that noticed the others' end first would take it for an error of its own."""
+    monkeypatch.setattr(regrouping.torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(regrouping, "PATIENCE", 5)
+    with ThreadPoolExecutor() as pool:
+        failing: list[Future] = [pool.submit(rank.fail, 7) for rank in team[:2]]
+        time.sleep(0.5)
+        assert [rank.calls for rank in team] == [[], [], []]
+        team[2].fail(9)
+        for each in failing:
+            each.result()
+    assert [rank.calls for rank in team] == [["leave", "join"]] * 3
+
+
 def test_ranks_of_other_videos_hear_nothing_of_it(team):
-    other = Regrouping(Ranks(3, dp_rank=1), team[0].call)
-    all_after(team, ("a", 1), ("a", 1), ("a", 2))
-    time.sleep(0.1)
+    other = Rank(RollCall(team[0].call.store, 0, 3), dp_rank=1)
+    all_of(team, lambda rank: rank.fail(team.index(rank)))
+    other._release_if_told()
     assert other.mesh.calls == [] and other.failures == 0
+
+
+def test_ranks_that_failed_at_different_samples_do_not_go_on(team):
+    """One sample apart, they would make videos of one another's tokens."""
+    def fail(rank: Rank) -> str:
+        with pytest.raises(RankLost) as raised:
+            rank.fail(7, what="b.mp4" if rank is team[0] else "a.mp4")
+            rank.fail(7)  # nobody else comes
+        return str(raised.value)
+
+    said = all_of(team, fail)
+    assert any("at different ones, at " in each and "a.mp4" in each and "b.mp4" in each for each in said)
 
 
 def test_ranks_that_do_not_come_out_of_what_they_wait_in_end_the_run(team):
     with pytest.raises(RankLost, match="a sample failed on 1 of 3 ranks, and the others do not come out"):
-        team[1].after("MemoryError: no room", 7)
+        team[1].fail(7)
 
 
 def test_a_rank_that_fails_because_another_is_lost_says_so(team):
     team[0].call.lost = "rank 1 stopped (KeyboardInterrupt)"
     with pytest.raises(RankLost, match=r"rank 1 stopped \(KeyboardInterrupt\)"):
-        team[0].after("RuntimeError: connection closed", 7)
+        team[0].fail(7)
 
 
-def test_where_no_new_groups_can_be_had_the_run_ends(team):
+@pytest.mark.parametrize("broken", ["join", "leave"])
+def test_where_no_new_groups_can_be_had_the_run_ends(team, broken):
     def fails() -> None:
         raise RuntimeError("connection refused")
 
-    team[0].mesh.join = fails
-    with ThreadPoolExecutor() as pool:
-        waiting = [pool.submit(each.after, "a", place) for place, each in enumerate(team)]
-        with pytest.raises(RankLost, match="no new process groups: connection refused"):
-            waiting[0].result()
-        assert [each.result() for each in waiting[1:]] == ["a", "a"]
+    setattr(team[0].mesh, broken, fails)
+
+    def fail(rank: Rank) -> str:
+        if rank is not team[0]:
+            return rank.fail(8)
+        with pytest.raises(RankLost, match="ranks did not come together: connection refused"):
+            rank.fail(7)
+        return "lost"
+
+    assert all_of(team, fail)[0] == "lost"
+
+
+def test_ranks_that_cannot_regroup_are_lost_at_once(team):
+    alone = Rank(team[0].call, able=False)
+    with pytest.raises(RankLost, match="these cannot regroup with launcher='colossalai'"):
+        alone.fail(7)
+    assert alone.mesh.calls == []
+
+
+def test_a_roll_call_that_fails_at_it_tells_the_rank(team):
+    def fails() -> None:
+        raise RuntimeError("abort failed")
+
+    team[0].call.look = fails
+    until = time.monotonic() + 5
+    while team[0].call.lost is None:
+        assert time.monotonic() < until
+        time.sleep(0.01)
+    with pytest.raises(RankLost, match="rank 0's roll call failed .RuntimeError: abort failed"):
+        team[0].call.check()
 
 
 def test_a_rank_alone_waits_for_nobody():
-    with RollCall() as alone:
-        assert Regrouping(Ranks(1), alone).after("OSError: no file", 0) == "OSError: no file"
+    with RollCall() as call:
+        assert Rank(call, ranks=1).fail(0, "OSError: no file") == "OSError: no file"

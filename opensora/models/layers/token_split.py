@@ -78,6 +78,7 @@ class TokenSplit:
         out = attend(q, k, v) if q.numel() else q
         return self._switched(out, 2, self.patches, 1, self.heads)
 
+    @torch.compiler.disable  # what is compiled would keep the group
     def _switched(self, x: Tensor, whole: int, cut: tuple[int, ...], split: int,
                   parts: tuple[int, ...]) -> Tensor:
         """Dimension `whole` is cut as `cut` says; the ranks' parts of dimension `split` are joined."""
