@@ -5,8 +5,10 @@ Nothing divides: 3 heads, 5 latent frames, 15 patches in each, 2 videos with cap
 from __future__ import annotations
 
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import Tensor
@@ -66,10 +68,13 @@ def sharing(mesh: Mesh, attention: str = "auto") -> TokenRanks | None:
     return None if mesh.sp is None else TokenRanks(mesh.sp, attention)
 
 
-def forward(mesh: Mesh, frames: int, masked: bool, attention: str) -> Tensor:
+def forward(mesh: Mesh, frames: int, masked: bool, attention: str, compiled: bool = False) -> Tensor:
     """One call of the model with both kinds of rows."""
     model, (z, y, mask) = tiny_model(), inputs()
     model.token_ranks = sharing(mesh, attention)
+    if compiled:
+        with mock.patch.object(torch, "compile", partial(torch.compile, backend="eager")):
+            model.compile_blocks()
     x_mask = torch.ones(2 * VIDEOS, frames, dtype=torch.bool)
     x_mask[::VIDEOS, 0] = False  # both rows of video 0
     return model(torch.cat([z, z])[:, :, :frames], torch.full((2 * VIDEOS,), 500.0), y, mask,
@@ -116,6 +121,7 @@ def results(mesh: Mesh = ALONE) -> dict[str, Any]:
     return {
         "forward": {(frames, masked, attention): forward(mesh, frames, masked, attention)
                     for frames in (5, 1) for masked in (False, True) for attention in SP_ATTENTION},
+        "compiled": {by: forward(mesh, 5, True, by, compiled=True) for by in ("heads", "frames")},
         "sampled": {name: sampled(mesh, settings) for name, settings in RUNS.items()},
         "sampled by heads": sampled(mesh, RUNS["published"], "heads"),
         "decoded": {frames: decoded(mesh, frames) for frames in (40, 1)},  # chunks of 17, 17 and 6; 1

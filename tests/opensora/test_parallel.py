@@ -49,6 +49,12 @@ def test_the_model_on_several_ranks_is_the_model_on_one(ranks, alone, frames, ma
         assert_close(found["sp"]["forward"][case], alone["forward"][case])
 
 
+@pytest.mark.parametrize("attention", ["heads", "frames"])
+def test_compiled_blocks_share_tokens_as_well(ranks, alone, attention):
+    for found in ranks:
+        assert_close(found["sp"]["compiled"][attention], alone["forward"][5, True, attention])
+
+
 def test_schedules_and_latents_are_the_same_by_heads(ranks, alone):
     expected = alone["sampled"]["published"]
     for found in ranks:
@@ -60,7 +66,7 @@ def test_schedules_and_latents_are_the_same_by_heads(ranks, alone):
 
 @pytest.mark.parametrize("ranks, frames, heads, by_heads", [
     (8, 15, 16, False), (2, 15, 16, False), (32, 15, 16, False),
-    (8, 1, 16, True), (4, 5, 16, True), (2, 1, 3, False)])
+    (8, 1, 16, True), (4, 5, 16, True), (2, 1, 3, True)])
 def test_by_itself_a_split_is_by_heads_where_frames_leave_ranks_idle(monkeypatch, ranks, frames, heads,
                                                                      by_heads):
     """2 s of video are 15 latent frames, a picture is 1."""

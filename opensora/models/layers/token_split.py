@@ -23,13 +23,13 @@ from torch.distributed import ProcessGroup
 from opensora.parallel import exchange, gathered, group_rank, group_size, shares
 
 SP_ATTENTION = ("auto", "heads", "frames")
-UNEVEN = 1.5  # by frames, the busiest rank may have so many times the work that it has by heads
+UNEVEN = 1.5  # so many times its share of the heads the busiest rank's share of the frames is too large
 
 
 @dataclass(frozen=True)
 class TokenRanks:
     """group: shares the tokens of its videos.  attention: by what a spatial one is split; auto is frames, but
-    heads where that leaves the busiest rank with much less to do."""
+    heads where the busiest rank would have much more of the frames than of the heads."""
 
     group: ProcessGroup
     attention: str = "auto"
@@ -51,7 +51,7 @@ class TokenSplit:
         if (size := group_size(ranks.group)) > S:
             raise ValueError(f"sp_size={size}, but a frame has {S} patches; allowed: 1 to {S}")
         frames, heads = shares(T, ranks.group), shares(H, ranks.group)
-        uneven = frames[0] / T > UNEVEN * heads[0] / H
+        uneven = frames[0] / T >= UNEVEN * heads[0] / H
         by_heads = uneven if ranks.attention == "auto" else ranks.attention == "heads"
         return cls(ranks.group, shares(S, ranks.group), frames, heads, by_heads)
 

@@ -267,6 +267,9 @@ class STDiT3(nn.Module):
         positions = self.pos_embed(H, W, pixels**0.5 / self.config.input_sq_size, round((H * W) ** 0.5))
         split = None
         if self.token_ranks is not None:
+            if self.training:
+                raise ValueError("token_ranks in training; allowed: in sampling, for no gradients go back "
+                                 "through what ranks exchange")
             split = TokenSplit.of(T, H * W, self.config.num_heads, self.token_ranks)
             positions = split.own(positions)
         frames = torch.arange(T, device=positions.device, dtype=self.rope.freqs.dtype)
