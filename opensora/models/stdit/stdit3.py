@@ -164,7 +164,9 @@ class STDiT3Block(nn.Module):
 
     def attend_in_frames(self, h: Tensor, split: TokenSplit | None) -> Tensor:
         """Spatial attention.  h: [B, T, S, C]; other ranks' patches take part."""
-        if split is None or split.by_heads:
+        if split is None:
+            return self.attn(h.flatten(0, 1)).view(h.shape)
+        if split.by_heads:
             return self.attn(h.flatten(0, 1), split=split).view(h.shape)
         return split.in_frames(self.attn, h)
 
