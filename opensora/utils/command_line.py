@@ -115,10 +115,6 @@ def overrides(flags: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, 
             if config.get(other) is not None and other not in flags:
                 changes[other] = None
         changes[PATHS.get(flag, flag)] = value
-    model = config.get("model")
-    if flags.get("flash_attn") is False and isinstance(model, Mapping) \
-            and model.get("attention_backend") == "flash-attn":
-        changes["model.attention_backend"] = "sdpa"
     return changes
 
 

@@ -43,8 +43,9 @@ from opensora.utils.weights import load_weights, read_config
 class STDiT3Config:
     """Size and options, named as published.
 
-    attention_backend: "sdpa", "flash-attn" or "xformers"; `enable_flash_attn=True` is the published name of
-    the second.  enable_layernorm_kernel is accepted and changes nothing: torch's layer norm is one kernel.
+    attention_backend: "sdpa", "flash-attn" or "xformers"; `enable_flash_attn` is the published way to choose
+    the second, or with False to turn it off.  enable_layernorm_kernel is accepted and changes nothing:
+    torch's layer norm is one kernel.
     grad_checkpoint: in training, compute each block again on the way back instead of keeping what it held.
     """
 
@@ -63,7 +64,7 @@ class STDiT3Config:
     model_max_length: int = 300
     qk_norm: bool = True
     attention_backend: str = "sdpa"
-    enable_flash_attn: bool = False
+    enable_flash_attn: bool | None = None
     enable_layernorm_kernel: bool = False
     grad_checkpoint: bool = False
     only_train_temporal: bool = False
@@ -77,6 +78,8 @@ class STDiT3Config:
                              "times an even number")
         if self.enable_flash_attn:
             self.attention_backend = "flash-attn"
+        elif self.enable_flash_attn is False and self.attention_backend == "flash-attn":
+            self.attention_backend = "sdpa"
         check_backend(self.attention_backend)
 
     @classmethod
