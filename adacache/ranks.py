@@ -6,31 +6,14 @@ Legend: B rows here, R ranks that the rows of a video are on, N tokens here, n o
 """
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.distributed import ProcessGroup
-
-
-@dataclass
-class Collectives:
-    """Of this process, here.  Ranks of a video that did the same work began and ended as many."""
-
-    begun: int = 0
-    ended: int = 0
-
-    @contextmanager
-    def one(self) -> Iterator[None]:
-        self.begun += 1
-        yield
-        self.ended += 1
-
-
-collectives = Collectives()
 
 
 @dataclass(frozen=True)
@@ -40,10 +23,12 @@ class Ranks:
     video: all ranks of this rank's videos.  rows: of them, those that have the same tokens, but other rows of
     a video, as where conditional and unconditional ones are on two ranks; in the order of the rows.
     None: this rank alone.
+    collective: entered around every collective here, for whoever counts them.
     """
 
     video: ProcessGroup | None = None
     rows: ProcessGroup | None = None
+    collective: Callable[[], AbstractContextManager[object]] = nullcontext
 
     @property
     def row_parts(self) -> int:
@@ -60,7 +45,7 @@ class Ranks:
             return list(own)
         flat = torch.cat([x.flatten() for x in own])
         if self.video is not None:
-            with collectives.one():
+            with self.collective():
                 dist.all_reduce(flat, group=self.video)
         flat = flat.cpu() if on_host else flat
         return [part.view_as(x) for part, x in zip(flat.split([x.numel() for x in own]), own, strict=True)]
@@ -80,7 +65,7 @@ class Ranks:
         pieces = x.tensor_split(self.row_parts, dim=1)
         sizes, own = [piece.numel() for piece in pieces], pieces[dist.get_rank(self.rows)]
         received = x.new_empty(self.row_parts * own.numel())
-        with collectives.one():
+        with self.collective():
             dist.all_to_all_single(received, torch.cat([piece.flatten() for piece in pieces]),
                                    [own.numel()] * self.row_parts, sizes, group=self.rows)
         return received.view(self.row_parts * len(x), *own.shape[1:])

@@ -27,7 +27,7 @@ LAUNCHERS = ("torch", "colossalai")
 
 @dataclass
 class Collectives:
-    """Of this process, here.  Ranks of a video that did the same work began and ended as many."""
+    """Of this process.  Ranks of a video that did the same work began and ended as many."""
 
     begun: int = 0
     ended: int = 0

@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
 import torch.distributed as dist
 
 from opensora import roll_call
-from opensora.parallel import Mesh
+from opensora.parallel import Collectives, Mesh
 from opensora.roll_call import RankLost, RollCall
 
 ALIKE = 5.0       # seconds within which all ranks meet a failure that is in what they do
@@ -26,12 +26,11 @@ PATIENCE = 300.0  # seconds for the others to come out of what they do, or wait 
 class Regrouping:
     """Of the ranks of a mesh, however often they fail.  Every one of them has one, for the whole run.
 
-    collectives: how many this rank has begun, and how many it has ended.
+    collectives: all those of this rank's groups.
     able: False where the groups cannot be made anew: a rank that fails alone is lost then.
     """
 
-    def __init__(self, mesh: Mesh, call: RollCall, collectives: Callable[[], tuple[int, int]],
-                 able: bool = True) -> None:
+    def __init__(self, mesh: Mesh, call: RollCall, collectives: Collectives, able: bool = True) -> None:
         self.mesh, self.call, self.collectives, self.able = mesh, call, collectives, able
         self.failures = 0  # so far, on all ranks alike
         self.before = 0    # collectives begun when the groups were made
@@ -77,9 +76,9 @@ class Regrouping:
 
     def _are_apart(self) -> bool:
         """Did some rank fail elsewhere, or not at all?  The first to find out says so for all."""
-        store, until, (begun, ended) = self.store, time.monotonic() + ALIKE, self.collectives()
-        place = f"after {begun - self.before} collectives"
-        if begun == ended:
+        store, until, known = self.store, time.monotonic() + ALIKE, self.collectives
+        place = f"after {known.begun - self.before} collectives"
+        if known.begun == known.ended:
             store.add(place, 1)
         else:  # in one, which broke for some reason
             store.compare_set("apart", "", "yes")
@@ -104,7 +103,7 @@ class Regrouping:
         if aborts:
             self.mesh.leave()
         self.mesh.join()
-        self.before = self.collectives()[0]
+        self.before = self.collectives.begun
 
     def _until_all_failed(self) -> None:
         store, until = self.store, time.monotonic() + PATIENCE

@@ -93,7 +93,7 @@ def run(argv: list[str] | None) -> int:
             if rank() == 0:
                 report.given_up(len(given_up))
             for request in refused if rank() == 0 else ():
-                report.failed(request, report.trace([request], plan.refused[request.file]))
+                report.failed(request, report.cause_of([request], plan.refused[request.file]))
             if own:
                 make_samples(own, plan.config, plan.cache, plan.path, report, mesh)
             return report.finish()

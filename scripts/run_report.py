@@ -51,7 +51,7 @@ class RunReport:
             print(line)
         self._add(tally)
 
-    def trace(self, batch: Sequence[SampleRequest], error: Exception) -> str:
+    def cause_of(self, batch: Sequence[SampleRequest], error: Exception) -> str:
         """What led to an error, to this rank's log; returns its cause."""
         rank_log.error("failed: %s", ", ".join(request.file.name for request in batch), exc_info=error)
         if self.config.verbose > 1:

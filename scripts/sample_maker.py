@@ -15,9 +15,8 @@ from step_bar import StepBar
 from tally import Tally
 from torch import nn
 
-from adacache import AdaCacheConfig, Ranks, ranks
-from opensora import parallel
-from opensora.parallel import Mesh, meet, rank
+from adacache import AdaCacheConfig, Ranks
+from opensora.parallel import Mesh, collectives, meet, rank
 from opensora.pipeline import Pipeline, Sample, SamplingContext
 from opensora.regrouping import Regrouping
 from opensora.roll_call import RankLost
@@ -46,15 +45,9 @@ def make_samples(
             make_batch(pipeline, batch, opened, bar, config_path, report, regrouping)
 
 
-def collectives() -> tuple[int, int]:
-    """Begun and ended ones of this process."""
-    of = (parallel.collectives, ranks.collectives)
-    return sum(each.begun for each in of), sum(each.ended for each in of)
-
-
 def sharing(mesh: Mesh) -> Ranks:
     """For one run: the mesh has other groups after a failure."""
-    return Ranks(mesh.video, mesh.cfg)
+    return Ranks(mesh.video, mesh.cfg, collectives.one)
 
 
 def make_batch(
@@ -90,7 +83,7 @@ def make_batch(
         try:
             report.made(*save(sample, request, config, config_path, num_steps))
         except Exception as error:
-            report.failed(request, report.trace([request], error))
+            report.failed(request, report.cause_of([request], error))
     report.catch_up()
 
 
@@ -99,7 +92,7 @@ def give_up(batch: list[SampleRequest], error: Exception, report: RunReport, reg
 
     Raises RankLost where they cannot go on together.
     """
-    cause = report.trace(batch, error)
+    cause = report.cause_of(batch, error)
     free_memory(error)
     try:
         with report.failures.standing(batch):

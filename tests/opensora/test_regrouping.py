@@ -7,6 +7,7 @@ import pytest
 import torch.distributed as dist
 
 from opensora import regrouping, roll_call
+from opensora.parallel import Collectives
 from opensora.regrouping import Regrouping
 from opensora.roll_call import RankLost, RollCall
 
@@ -23,11 +24,14 @@ class Ranks:
 
 
 class Rank(Regrouping):
-    """begun, ended: collectives."""
+    """Counts its own collectives."""
 
     def __init__(self, call: RollCall, ranks: int = 3, dp_rank: int = 0, able: bool = True) -> None:
-        self.begun = self.ended = 0
-        super().__init__(Ranks(ranks, dp_rank), call, lambda: (self.begun, self.ended), able)
+        super().__init__(Ranks(ranks, dp_rank), call, Collectives(), able)
+
+    @property
+    def begun(self) -> int:
+        return self.collectives.begun
 
     @property
     def calls(self) -> list[str]:
@@ -35,7 +39,7 @@ class Rank(Regrouping):
         return [call for call in self.mesh.calls if call != "release"]
 
     def fail(self, begun: int, cause: str = SCARCE, what: str = "a.mp4", ended: int | None = None) -> str:
-        self.begun, self.ended = begun, begun if ended is None else ended
+        self.collectives.begun, self.collectives.ended = begun, begun if ended is None else ended
         cause = self.first_cause(cause)
         self.after(what)
         return cause
