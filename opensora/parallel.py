@@ -254,6 +254,15 @@ def exchange(pieces: Sequence[Tensor], shapes: Sequence[Sequence[int]], group: P
     return [piece.view(*shape) for piece, shape in zip(received.split(sizes), shapes, strict=True)]
 
 
+def exchange_alike(pieces: Tensor, group: ProcessGroup) -> Tensor:
+    """pieces[i] goes to rank i, and rank i's own for this rank comes in its place.  As many on all ranks."""
+    pieces = pieces.contiguous()
+    received = torch.empty_like(pieces)
+    with collectives.one():
+        dist.all_to_all_single(received, pieces, group=group)
+    return received
+
+
 def gathered(x: Tensor, dim: int, sizes: Sequence[int], group: ProcessGroup) -> Tensor:
     """The parts of all ranks, joined along `dim`, where they have `sizes`: the same everywhere."""
     shapes = [(*x.shape[:dim], size, *x.shape[dim + 1 :]) for size in sizes]

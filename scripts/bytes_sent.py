@@ -18,8 +18,9 @@ def counted() -> Iterator[dict[str, list[int]]]:
         calls["all_reduce"].append(x.nbytes)
         return all_reduce(x, *args, **options)
 
-    def counting_all_to_all(received, sent, sizes, sent_sizes, group):
-        kept = sent_sizes[dist.get_rank(group)]
+    def counting_all_to_all(received, sent, sizes=None, sent_sizes=None, group=None):
+        alike = sent.numel() // dist.get_world_size(group)
+        kept = alike if sent_sizes is None else sent_sizes[dist.get_rank(group)]
         calls["all_to_all"].append((sent.numel() - kept) * sent.element_size())
         return all_to_all(received, sent, sizes, sent_sizes, group=group)
 

@@ -2,7 +2,8 @@
 
 FILE (configs/benchmark/h200.json) holds what one GPU took.  Compute is divided as the tokens are: the rank
 that has most of them counts.  What ranks send, as counted by `benchmark.py --scaling`, is divided by a rate
-that is assumed (LINKS).  Text is left out.  The paper's GPU is taken for the measured one made slower by one
+that is assumed (LINKS).  Ranks split a spatial attention by heads (the default) or frames (`sp_attention`).
+Text is left out.  The paper's GPU is taken for the measured one made slower by one
 factor, such that one GPU takes as long as the paper says; its rows for more are then a test of the model.
 Prints Markdown.
 """
@@ -59,6 +60,7 @@ class Size:
     pixels: tuple[int, int]
     depth: int
     hidden_size: int
+    num_heads: int
     bytes_per_value: int
     computed_step: float
     reused_step: float
@@ -75,13 +77,17 @@ class Size:
         """S, of a frame."""
         return ceil(self.latent[1] / 2) * ceil(self.latent[2] / 2)
 
-    @property
-    def in_spatial_attention(self) -> float:
-        """Its share of a step's operations, for each token: q, k, v and output are 8 C^2, the products 4 S C.
+    def work(self, sp: int, by: str) -> float:
+        """The busiest rank's part of a step's operations, where spatial attentions are split by heads or
+        frames.
 
-        A block's cross-attention and MLP are 4 C^2 and 16 C^2; a temporal attention has 15 keys at most."""
-        C, attention = self.hidden_size, 4 * self.patches
-        return (8 * C + attention) / (2 * 28 * C + attention)
+        For each token a spatial attention's q, k, v and output are 8 C^2 and its products 4 S C.  A temporal
+        one has 15 keys at most, a block's cross-attention is 4 C^2, its MLP 16 C^2."""
+        C, products = self.hidden_size, 4 * self.patches
+        switched, part = ((products, most(self.num_heads, sp)) if by == "heads" else
+                          (8 * C + products, most(self.latent[0], sp)))
+        share = switched / (2 * 28 * C + products)
+        return (1 - share) * most(self.patches, sp) + share * part
 
     def slower(self, factor: float) -> Size:
         times = ("computed_step", "reused_step", "decode_time", "decode_frames")
@@ -93,26 +99,34 @@ def most(count: int, ranks: int) -> float:
     return ceil(count / ranks) / count
 
 
-def sending(size_bytes: float, calls: int, ranks: int, links: Links) -> float:
-    """Seconds of all-to-alls: the part that leaves the node by the slower link."""
+def sending(size_bytes: float, calls: int, ranks: int, links: Links, apart: int = 1) -> float:
+    """Seconds of all-to-alls: the part that leaves the node by the slower link.  The ranks are every
+    `apart`-th."""
     if ranks == 1:
         return 0.0
-    outside = max(0, ranks - NODE) / (ranks - 1)
+    outside = max(0, ranks - max(1, NODE // apart)) / (ranks - 1)
     wait = links.wait_across if outside else links.wait_inside
     return size_bytes * ((1 - outside) / links.inside + outside / links.across) + calls * wait
 
 
-def step_bytes(size: Size, cfg: int, sp: int) -> int:
-    """What the first rank sends around the spatial attentions of a computed step."""
-    T, S = size.latent[0], size.patches
-    t, s = ceil(T / sp), ceil(S / sp)
-    return size.depth * (2 // cfg) * size.hidden_size * ((T - t) * s + t * (S - s)) * size.bytes_per_value
+def step_bytes(size: Size, cfg: int, sp: int, by: str = "heads") -> int:
+    """What a rank sends around the spatial attentions of a computed step: by heads q, k, v and the output, by
+    frames tokens there and back."""
+    T, s, C = size.latent[0], ceil(size.patches / sp), size.hidden_size
+    values = (4 * T * s * ceil(size.num_heads / sp) * (C // size.num_heads) if by == "heads" else
+              2 * ceil(T / sp) * s * C)
+    return size.depth * (2 // cfg) * (sp - 1) * values * size.bytes_per_value
 
 
 def output_bytes(size: Size, cfg: int, sp: int) -> int:
-    """And at every step: what its tokens came to, 32 values each, and its row's prediction, in fp32."""
+    """And at every step: what its tokens came to, 32 values each."""
     own_tokens = (2 // cfg) * size.latent[0] * ceil(size.patches / sp)
-    return 32 * own_tokens * (sp - 1) * size.bytes_per_value + (cfg - 1) * 4 * 4 * prod(size.latent)
+    return 32 * own_tokens * (sp - 1) * size.bytes_per_value
+
+
+def prediction_bytes(size: Size, cfg: int) -> int:
+    """And its row's prediction, in fp32."""
+    return (cfg - 1) * 4 * 4 * prod(size.latent)
 
 
 def forecast_bytes(size: Size, cfg: int, sp: int) -> int:
@@ -130,16 +144,16 @@ def decode_bytes(size: Size, ranks: int) -> int:
     return (ranks - 1) * (latents + frames) * size.bytes_per_value
 
 
-def seconds(size: Size, computed: float, cfg: int, sp: int, links: Links) -> float:
+def seconds(size: Size, computed: float, cfg: int, sp: int, links: Links, by: str = "heads") -> float:
     """Of one video on cfg x sp ranks."""
-    spatial = size.in_spatial_attention
-    most_tokens = most(size.patches, sp)
-    work = ((1 - spatial) * most_tokens + spatial * most(size.latent[0], sp)) / cfg
-    step = size.computed_step * work + sending(step_bytes(size, cfg, sp), 2 * size.depth, sp, links)
+    step = size.computed_step * size.work(sp, by) / cfg
+    step += sending(step_bytes(size, cfg, sp, by), 2 * size.depth, sp, links)
     if computed < STEPS:
-        step += sending(forecast_bytes(size, cfg, sp) + DECISION, 3 + ORDER, cfg * sp, links)
-    reused = size.reused_step * most_tokens / cfg
-    every = sending(output_bytes(size, cfg, sp), 2, cfg * sp, links)
+        step += sending(DECISION, 1, cfg * sp, links)
+        step += sending(forecast_bytes(size, cfg, sp), 2 + ORDER, cfg, links, apart=sp)
+    reused = size.reused_step * most(size.patches, sp) / cfg
+    every = sending(output_bytes(size, cfg, sp), 1, sp, links)
+    every += sending(prediction_bytes(size, cfg), 1, cfg, links, apart=sp)
     return computed * step + (STEPS - computed) * reused + STEPS * every + decoding(size, cfg * sp, links)
 
 
@@ -157,14 +171,15 @@ def best(size: Size, computed: float, gpus: int, links: Links) -> tuple[float, i
 
 
 def prediction(size: Size, name: str, card: str) -> list[str]:
-    lines = [f"| GPUs | cfg x sp | {name}, every step computed, s | {CACHED} of {STEPS}, s | times one GPU | "
-             "videos an hour, all GPUs on one | each on its own |", "|---|---|---|---|---|---|---|"]
+    lines = [f"| GPUs | cfg x sp | {name}, every step computed, s | {CACHED} of {STEPS}, s | by frames, s | "
+             "times one GPU | videos an hour, all GPUs on one | each on its own |", f"|{'---|' * 8}"]
     alone = seconds(size, CACHED, 1, 1, LINKS[card])
     for gpus in GPUS:
         cached, cfg, sp = best(size, CACHED, gpus, LINKS[card])
         plain = seconds(size, STEPS, cfg, sp, LINKS[card])
-        lines.append(f"| {gpus} | {cfg} x {sp} | {plain:.2f} | {cached:.2f} | {alone / cached:.1f} | "
-                     f"{3600 / cached:,.0f} | {3600 * gpus / alone:,.0f} |")
+        by_frames = seconds(size, CACHED, cfg, sp, LINKS[card], "frames")
+        lines.append(f"| {gpus} | {cfg} x {sp} | {plain:.2f} | {cached:.2f} | {by_frames:.2f} | "
+                     f"{alone / cached:.1f} | {3600 / cached:,.0f} | {3600 * gpus / alone:,.0f} |")
     return lines
 
 

@@ -37,7 +37,7 @@ class InferenceConfig:
     are added to prompts.  device: None is cuda where there is one.  offload: a model leaves the device once
     it is done.  compile: the transformer's blocks, by torch.compile.  sp_size, cfg_size: processes that share
     the tokens, and the two rows, of a video; None: all of a node, divided by cfg_size.  sp_attention: by what
-    they split a spatial attention, heads, frames, or auto (`opensora/models/layers/token_split.py`).
+    they split a spatial attention, heads or frames (`opensora/models/layers/token_split.py`).
     launcher: what joins the processes of a torchrun, torch or colossalai.
     Raises ValueError, naming key, value and what is allowed.
     """
@@ -60,7 +60,7 @@ class InferenceConfig:
     compile: bool = False
     sp_size: int | None = None
     cfg_size: int = 1
-    sp_attention: str = "auto"
+    sp_attention: str = "heads"
     seed: int = 1024
     batch_size: int = 1
     prompt: str | list[str] | None = None

@@ -2,17 +2,17 @@
 import importlib
 import json
 import sys
+from math import ceil
 from pathlib import Path
 
 import pytest
 import torch
-from parallel_runs import BLOCKS, LATENT, RUNS, STEPS, VIDEOS, WIDTH, results
+from parallel_runs import BLOCKS, HEADS, LATENT, PATCHES, RUNS, STEPS, VIDEOS, WIDTH, results
 from torchrun import ROOT, load_results, torchrun
 
 from opensora import parallel
 from opensora.datasets.video_io import read_video
-from opensora.models.layers import token_split
-from opensora.models.layers.token_split import SP_ATTENTION, TokenRanks, TokenSplit
+from opensora.models.layers.token_split import SP_ATTENTION, padded
 from opensora.parallel import mesh_shape, shares
 from opensora.pipeline import Pipeline
 from opensora.utils.config import read_config
@@ -49,33 +49,19 @@ def test_the_model_on_several_ranks_is_the_model_on_one(ranks, alone, frames, ma
         assert_close(found["sp"]["forward"][case], alone["forward"][case])
 
 
-@pytest.mark.parametrize("attention", ["heads", "frames"])
+@pytest.mark.parametrize("attention", SP_ATTENTION)
 def test_compiled_blocks_share_tokens_as_well(ranks, alone, attention):
     for found in ranks:
         assert_close(found["sp"]["compiled"][attention], alone["forward"][5, True, attention])
 
 
-def test_schedules_and_latents_are_the_same_by_heads(ranks, alone):
+def test_schedules_and_latents_are_the_same_by_frames(ranks, alone):
     expected = alone["sampled"]["published"]
     for found in ranks:
-        run = found["sp"]["sampled by heads"]
+        run = found["sp"]["sampled by frames"]
         assert_close(run["z"], expected["z"])
         assert [video["computed_steps"] for video in videos_of(run)] == \
             [video["computed_steps"] for video in videos_of(expected)]
-
-
-@pytest.mark.parametrize("ranks, frames, heads, by_heads", [
-    (8, 15, 16, False), (2, 15, 16, False), (32, 15, 16, False),
-    (8, 1, 16, True), (4, 5, 16, True), (2, 1, 3, True)])
-def test_by_itself_a_split_is_by_heads_where_frames_leave_ranks_idle(monkeypatch, ranks, frames, heads,
-                                                                     by_heads):
-    """2 s of video are 15 latent frames, a picture is 1."""
-    for module in (token_split, parallel):
-        monkeypatch.setattr(module, "group_size", lambda group: ranks)
-    assert TokenSplit.of(frames, 100, heads, TokenRanks(None)).by_heads is by_heads
-    for attention in ("heads", "frames"):
-        chosen = TokenSplit.of(frames, 100, heads, TokenRanks(None, attention))
-        assert chosen.by_heads is (attention == "heads")
 
 
 @pytest.mark.parametrize("mesh", MESHES)
@@ -122,30 +108,31 @@ def test_decoding_on_several_ranks_is_decoding_on_one(ranks, alone, frames, mesh
 
 
 def test_a_computed_step_sends_what_spatial_attention_needs_and_the_output(ranks):
-    """Bytes from each rank to others: two switches around each spatial attention, then its own part."""
-    frames, patches, rows = LATENT[1], LATENT[2] * LATENT[3] // 4, 2 * VIDEOS
+    """Bytes from each rank to others: q, k, v of other ranks' heads and the output for their patches, around
+    each spatial attention, in pieces of the largest share; then its own part of the output."""
+    frames, rows, others = LATENT[1], 2 * VIDEOS, len(ranks) - 1
+    h, largest = (ceil(count / len(ranks)) for count in (HEADS, PATCHES))
+    piece = 4 * rows * frames * h * largest * WIDTH // HEADS
     for rank, found in enumerate(ranks):
-        t, s = (shares_of(count, len(ranks))[rank] for count in (frames, patches))
-        step = []
-        for _ in range(BLOCKS // 2):
-            step += [4 * rows * WIDTH * (frames - t) * s, 4 * rows * WIDTH * t * (patches - s)]
-        step.append(4 * rows * 32 * frames * s * (len(ranks) - 1))  # 8 channels of 2 x 2 pixels
+        step = [others * 3 * piece, others * piece] * (BLOCKS // 2)
+        own = len(torch.arange(PATCHES).tensor_split(len(ranks))[rank])
+        step.append(others * 4 * rows * 32 * frames * own)  # 8 channels of 2 x 2 pixels
         assert found["sp"]["sampled"]["uncached"]["calls"] == {"all_to_all": step * STEPS, "all_reduce": []}
 
 
-def test_by_heads_a_step_sends_twice_as_much_around_spatial_attention(ranks):
-    """q, k and v of other ranks' heads, and the output for other ranks' patches."""
-    frames, patches, rows, heads = LATENT[1], LATENT[2] * LATENT[3] // 4, 2 * VIDEOS, 3
-    for rank, found in enumerate(ranks):
-        h, s = (shares_of(count, len(ranks))[rank] for count in (heads, patches))
-        there = 4 * 3 * rows * frames * (heads - h) * s * WIDTH // heads
-        back = 4 * rows * frames * h * (patches - s) * WIDTH // heads
-        run = found["sp"]["sampled by heads"]
-        assert run["calls"]["all_to_all"][: BLOCKS] == [there, back] * (BLOCKS // 2)
+def test_by_frames_a_computed_step_sends_tokens_there_and_back(ranks):
+    t, s = (ceil(count / len(ranks)) for count in (LATENT[1], PATCHES))
+    switch = (len(ranks) - 1) * 4 * 2 * VIDEOS * t * s * WIDTH
+    for found in ranks:
+        calls = found["sp"]["sampled by frames"]["calls"]["all_to_all"]
+        assert calls[:BLOCKS] == [switch] * BLOCKS
 
 
-def shares_of(count: int, ranks: int) -> list[int]:
-    return [len(part) for part in torch.arange(count).tensor_split(ranks)]
+@pytest.mark.parametrize("sizes, expected", [
+    ({}, [[1, 2], [3, 4]]), ({1: 2}, [[1, 2], [3, 4]]),
+    ({0: 3}, [[1, 2], [3, 4], [0, 0]]), ({0: 3, 1: 3}, [[1, 2, 0], [3, 4, 0], [0, 0, 0]])])
+def test_zeros_pad_what_is_exchanged_to_the_largest_share(sizes, expected):
+    assert padded(torch.tensor([[1, 2], [3, 4]]), sizes).tolist() == expected
 
 
 def test_a_reused_step_sends_its_output_alone(ranks):
@@ -228,7 +215,7 @@ def inference(monkeypatch):
     (("--cfg-size", 2), "cfg_size=2 does not divide the 1 processes of a node; allowed: 1"),
     (("--cfg-size", 3), "cfg_size=3; allowed: 1, or 2, for guidance has two rows"),
     (("--sp-size", 0), "sp_size=0; allowed: a whole number from 1"),
-    (("--cfg-options", "sp_attention=rows"), "sp_attention='rows'; allowed: auto, heads, frames"),
+    (("--cfg-options", "sp_attention=rows"), "sp_attention='rows'; allowed: heads, frames"),
 ])
 def test_bad_sizes_are_one_line_and_exit_status_2(inference, tiny, tmp_path, capsys, flags, message):
     assert inference(tiny / "sample.py", "--save-dir", tmp_path / "out", *flags) == 2

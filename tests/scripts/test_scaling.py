@@ -40,7 +40,7 @@ def test_one_rank_is_compared_with_all_ways_to_share_a_video(measured):
 
 def test_the_bytes_that_are_foretold_are_those_that_are_counted(measured, predict):
     tiny_size = predict.Size(
-        latent=(5, 4, 6), frames=17, pixels=(32, 48), depth=2, hidden_size=32, bytes_per_value=4,
+        latent=(5, 4, 6), frames=17, pixels=(32, 48), depth=2, hidden_size=32, num_heads=2, bytes_per_value=4,
         computed_step=1, reused_step=1, decode_time=1, decode_frames=1)
     assert [measured[0][kind] for kind in ("computed_step_bytes", "reused_step_bytes")] == [0, 0]
     sp = measured[1]
@@ -48,7 +48,7 @@ def test_the_bytes_that_are_foretold_are_those_that_are_counted(measured, predic
     assert sp["reused_step_bytes"] == output
     assert sp["computed_step_bytes"] == output + predict.step_bytes(tiny_size, 1, 2)
     cfg = measured[2]
-    assert cfg["reused_step_bytes"] == predict.output_bytes(tiny_size, 2, 1)
+    assert cfg["reused_step_bytes"] == predict.prediction_bytes(tiny_size, 2)
     assert predict.step_bytes(tiny_size, 2, 1) == 0
     assert cfg["computed_step_bytes"] == cfg["reused_step_bytes"] + predict.forecast_bytes(tiny_size, 2, 1)
     assert {row["decode_bytes"] for row in (sp, cfg)} == {predict.decode_bytes(tiny_size, 2)}
@@ -63,6 +63,15 @@ def test_one_gpu_takes_what_was_measured_and_more_take_less(predict, size):
     assert times == sorted(times, reverse=True)
     # never faster than its share of the work, and never without what it sends
     assert all(alone / gpus <= each for gpus, each in zip(predict.GPUS, times, strict=True))
+
+
+def test_what_crosses_nodes_goes_by_the_slower_link(predict):
+    """Nodes of 8: sixteen neighbours see 8 of 15 others across; two ranks eight apart are on two nodes."""
+    links = predict.Links(inside=10.0, across=1.0, wait_inside=0.0, wait_across=100.0)
+    assert predict.sending(30.0, 1, 8, links) == 3
+    assert predict.sending(30.0, 2, 16, links) == pytest.approx(14 / 10 + 16 / 1 + 2 * 100)
+    assert predict.sending(30.0, 1, 2, links, apart=4) == 3
+    assert predict.sending(30.0, 1, 2, links, apart=8) == 30 + 100
 
 
 def test_the_paper_s_rows_are_foretold_within_a_tenth(predict, size):

@@ -5,8 +5,9 @@ around it, and around nothing else, the split is switched by two all-to-alls, fr
 - heads, as Open-Sora does (DeepSpeed-Ulysses, arXiv 2309.14509): q, k and v there, the output back;
 - or frames (DSP, arXiv 2403.10266): tokens there and back, half as many bytes; but with few frames, as of a
   picture, some ranks have one more than others, or none.
-Where patches, heads or frames do not divide, some ranks hold one more: nothing is padded, so there is nothing
-to leave out of a norm.
+Where patches, heads or frames do not divide, some ranks hold one more.  An exchange is padded to the largest
+share, so that all ranks send one another as much, and what comes is cut to what it holds: nothing is computed
+of padding, and no norm has to leave it out.
 
 Legend: B rows, T frames, S patches per frame, H heads, t, s, h of them on one rank, C channels, D per head.
 """
@@ -16,23 +17,22 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
-from opensora.parallel import exchange, gathered, group_rank, group_size, shares
+from opensora.parallel import exchange_alike, gathered, group_rank, group_size, shares
 
-SP_ATTENTION = ("auto", "heads", "frames")
-UNEVEN = 1.5  # so many times its share of the heads the busiest rank's share of the frames is too large
+SP_ATTENTION = ("heads", "frames")
 
 
 @dataclass(frozen=True)
 class TokenRanks:
-    """group: shares the tokens of its videos.  attention: by what a spatial one is split; auto is frames, but
-    heads where the busiest rank would have much more of the frames than of the heads."""
+    """group: shares the tokens of its videos.  attention: by what a spatial one is split, of SP_ATTENTION."""
 
     group: ProcessGroup
-    attention: str = "auto"
+    attention: str = "heads"
 
 
 @dataclass(frozen=True)
@@ -50,10 +50,8 @@ class TokenSplit:
         """Raises ValueError for fewer patches than ranks."""
         if (size := group_size(ranks.group)) > S:
             raise ValueError(f"sp_size={size}, but a frame has {S} patches; allowed: 1 to {S}")
-        frames, heads = shares(T, ranks.group), shares(H, ranks.group)
-        uneven = frames[0] / T >= UNEVEN * heads[0] / H
-        by_heads = uneven if ranks.attention == "auto" else ranks.attention == "heads"
-        return cls(ranks.group, shares(S, ranks.group), frames, heads, by_heads)
+        patches, frames, heads = (shares(count, ranks.group) for count in (S, T, H))
+        return cls(ranks.group, patches, frames, heads, ranks.attention == "heads")
 
     def own(self, x: Tensor) -> Tensor:
         """[..., S, C] -> [..., s, C]."""
@@ -82,7 +80,14 @@ class TokenSplit:
     def _switched(self, x: Tensor, whole: int, cut: tuple[int, ...], split: int,
                   parts: tuple[int, ...]) -> Tensor:
         """Dimension `whole` is cut as `cut` says; the ranks' parts of dimension `split` are joined."""
-        shape = list(x.shape)
-        shape[whole] = cut[group_rank(self.group)]
-        shapes = [[*shape[:split], part, *shape[split + 1 :]] for part in parts]
-        return torch.cat(exchange(x.split(cut, dim=whole), shapes, self.group), dim=split)
+        pieces = [padded(piece, {whole: max(cut), split: max(parts)}) for piece in x.split(cut, dim=whole)]
+        received = exchange_alike(torch.stack(pieces), self.group)
+        own = cut[group_rank(self.group)]
+        return torch.cat([piece.narrow(whole, 0, own).narrow(split, 0, part)
+                          for piece, part in zip(received, parts, strict=True)], dim=split)
+
+
+def padded(x: Tensor, sizes: dict[int, int]) -> Tensor:
+    """Zeros at the end of some dimensions, up to their sizes."""
+    missing = [sizes.get(dim, size) - size for dim, size in enumerate(x.shape)]
+    return F.pad(x, [pad for end in reversed(missing) for pad in (0, end)]) if any(missing) else x
