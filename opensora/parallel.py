@@ -115,7 +115,8 @@ class Mesh:
     video: all of these.  cfg: of them, those that have the same tokens, the conditional rows on the first and
     the unconditional ones on the second.  sp: those that have the same rows.  None: this rank alone.
 
-    These groups can be left and joined anew; who keeps one for longer than a run would keep it from closing.
+    These groups can be left and joined anew; who keeps one for longer than a run would keep it from closing,
+    but for those among `keepers`: they are told to `leave()`, and to `join(video)` the new one.
     """
 
     def __init__(self, dp_size: int = 1, dp_rank: int = 0, video: Sequence[int] = (), sp: Sequence[int] = (),
@@ -124,6 +125,8 @@ class Mesh:
         self.dp_size, self.dp_rank = dp_size, dp_rank
         self.members = {"video": tuple(video), "sp": tuple(sp), "cfg": tuple(cfg)}
         self.video = self.sp = self.cfg = None
+        self.keepers: list[Any] = []
+        self.placeholders: list[ProcessGroup] = []
         self.join()
 
     @classmethod
@@ -161,6 +164,8 @@ class Mesh:
                 setattr(self, name, groups[members])
         for group in groups.values():
             meet(group, training_device())  # NCCL connects now: what is not yet connected cannot be released
+        for keeper in self.keepers:
+            keeper.join(self.video)
 
     @property
     def groups(self) -> list[ProcessGroup]:
@@ -170,16 +175,20 @@ class Mesh:
     def leave(self) -> None:
         """Close the groups: other ranks that wait in them for this one raise, on gloo at once."""
         self.release()
+        for keeper in self.keepers:
+            keeper.leave()
         groups, self.video, self.sp, self.cfg = self.groups, None, None, None
+        names = [group.group_name for group in groups]
         while groups:
             dist.destroy_process_group(groups.pop())
         gc.collect()  # a group is closed when nobody has it
+        self.placeholders += map(placeholder, names)
 
     def release(self) -> None:
         """From any thread: what waits on this rank's GPU for others waits no longer, and is worthless."""
         if (groups := self.groups) and torch.cuda.is_available():
             with ThreadPoolExecutor(len(groups)) as pool:  # one alone may wait for what hangs in another
-                list(pool.map(lambda group: group.abort(), groups))
+                list(pool.map(abort, groups))
 
 
 ALONE = Mesh()
@@ -188,6 +197,26 @@ ALONE = Mesh()
 def new_group(members: Sequence[int]) -> ProcessGroup:
     """Of some ranks of the world; each has to ask for it, and for groups that overlap in the same order."""
     return dist.new_group(list(members), timeout=TIMEOUT, use_local_synchronization=True)
+
+
+def abort(group: ProcessGroup) -> None:
+    """End what waits in it on this GPU."""
+    if hasattr(group, "abort"):
+        group.abort()
+    else:  # torch 2.5, which colossalai asks for
+        group._get_backend(torch.device("cuda"))._shutdown()
+
+
+def placeholder(name: str) -> ProcessGroup:
+    """A group of this rank alone: as long as there is one, no new group is called `name` as an old one was.
+
+    Under its name a group's ranks are in the store, where those of a new one would find what is no longer
+    there.  torch makes names of a group's ranks and of how many groups there are; from 2.14 on, were.
+    """
+    group = new_group([rank()])
+    if torch.__version__ < (2, 6):  # of its ranks, and other than those of the groups there are
+        dist.distributed_c10d._world.pg_names[group] = name
+    return group
 
 
 def asked_shape(sp_size: int | None, cfg_size: int) -> tuple[int, int, int]:

@@ -21,7 +21,7 @@ from opensora.models.layers.attention import check_backend_fits
 from opensora.models.layers.token_split import TokenRanks, TokenSplit
 from opensora.models.text_encoder.t5 import T5Encoder
 from opensora.models.vae.vae import OpenSoraVAE
-from opensora.parallel import ALONE, Mesh, group_size, new_group
+from opensora.parallel import ALONE, Mesh, group_size
 from opensora.registry import MODELS, SCHEDULERS, build_module
 from opensora.schedulers.rf import RFLOW
 from opensora.schedulers.rf.rectified_flow import RectifiedFlow
@@ -100,6 +100,8 @@ class Pipeline:
             model.compile_blocks()
         vae = build_module(config.vae, MODELS).to(config.torch_dtype).eval()
         text_encoder = build_module(_text_encoder_config(config, mesh), MODELS)
+        if text_encoder.ranks is not None:
+            mesh.keepers.append(text_encoder)
         check_fit(model, vae, text_encoder)
         return cls(config, scheduler, model, vae, text_encoder, mesh)
 
@@ -314,8 +316,8 @@ def _text_encoder_config(config: InferenceConfig, mesh: Mesh) -> dict[str, Any]:
         raise ValueError(f"text_encoder.device={device!r}; allowed: {allowed!r}, as of device (with "
                          "offload=True a model is there only as long as it is used)")
     options = {**config.text_encoder, "device": "cpu" if config.offload else config.torch_device}
-    if options.get("shardformer"):
-        options["ranks"] = new_group(mesh.members["video"]) if mesh.ranks > 1 else None  # it keeps them
+    if options["type"] == "t5":
+        options["ranks"] = mesh.video
     if isinstance(dtype := options.get("dtype"), str):
         if dtype not in DTYPES:
             raise ValueError(f"text_encoder.dtype={dtype!r}; allowed: {', '.join(DTYPES)}")

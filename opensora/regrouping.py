@@ -27,11 +27,10 @@ class Regrouping:
     """Of the ranks of a mesh, however often they fail.  Every one of them has one, for the whole run.
 
     collectives: all those of this rank's groups.
-    able: False where the groups cannot be made anew: a rank that fails alone is lost then.
     """
 
-    def __init__(self, mesh: Mesh, call: RollCall, collectives: Collectives, able: bool = True) -> None:
-        self.mesh, self.call, self.collectives, self.able = mesh, call, collectives, able
+    def __init__(self, mesh: Mesh, call: RollCall, collectives: Collectives) -> None:
+        self.mesh, self.call, self.collectives = mesh, call, collectives
         self.failures = 0  # so far, on all ranks alike
         self.before = 0    # collectives begun when the groups were made
         self.released = False
@@ -93,9 +92,6 @@ class Regrouping:
         return store.get("apart") == b"yes"
 
     def _regroup(self) -> None:
-        if not self.able:
-            raise RankLost("a sample failed on one rank of several that share it, and these cannot regroup "
-                           "with launcher='colossalai'")
         aborts = torch.cuda.is_available()  # each rank its own, and none needs the others' to be closed
         if not aborts:
             self.mesh.leave()
@@ -120,7 +116,7 @@ class Regrouping:
             return  # it regroups
         try:
             store = self.store
-            if self.able and not self.released and store.check(["apart"]) and store.get("apart") == b"yes":
+            if not self.released and store.check(["apart"]) and store.get("apart") == b"yes":
                 self.released = True
                 self.mesh.release()
         finally:

@@ -38,7 +38,7 @@ def make_samples(
         return open_cache(cache, model, num_steps, ranks=sharing(mesh))
 
     pipeline = Pipeline.load(config, partial(check_cache, cache, ranks=sharing(mesh)), mesh)
-    regrouping = Regrouping(mesh, report.roll_call, collectives, able=config.launcher == "torch")
+    regrouping = Regrouping(mesh, report.roll_call, collectives)
     with StepBar(visible=rank() == 0 and config.verbose > 0) as bar:
         for start in range(0, len(requests), config.batch_size):
             batch = requests[start : start + config.batch_size]

@@ -2,12 +2,14 @@
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from types import SimpleNamespace
 
 import pytest
 import torch.distributed as dist
 
-from opensora import regrouping, roll_call
-from opensora.parallel import Collectives
+from opensora import parallel, regrouping, roll_call
+from opensora.parallel import Collectives, Mesh
 from opensora.regrouping import Regrouping
 from opensora.roll_call import RankLost, RollCall
 
@@ -26,8 +28,8 @@ class Ranks:
 class Rank(Regrouping):
     """Counts its own collectives."""
 
-    def __init__(self, call: RollCall, ranks: int = 3, dp_rank: int = 0, able: bool = True) -> None:
-        super().__init__(Ranks(ranks, dp_rank), call, Collectives(), able)
+    def __init__(self, call: RollCall, ranks: int = 3, dp_rank: int = 0) -> None:
+        super().__init__(Ranks(ranks, dp_rank), call, Collectives())
 
     @property
     def begun(self) -> int:
@@ -193,13 +195,6 @@ def test_where_no_new_groups_can_be_had_the_run_ends(team, broken):
     assert all_of(team, fail)[0] == "lost"
 
 
-def test_ranks_that_cannot_regroup_are_lost_at_once(team):
-    alone = Rank(team[0].call, able=False)
-    with pytest.raises(RankLost, match="these cannot regroup with launcher='colossalai'"):
-        alone.fail(7)
-    assert alone.mesh.calls == []
-
-
 def test_a_roll_call_that_fails_at_it_tells_the_rank(team):
     def fails() -> None:
         raise RuntimeError("abort failed")
@@ -216,3 +211,55 @@ def test_a_roll_call_that_fails_at_it_tells_the_rank(team):
 def test_a_rank_alone_waits_for_nobody():
     with RollCall() as call:
         assert Rank(call, ranks=1).fail(0, "OSError: no file") == "OSError: no file"
+
+
+@dataclass(frozen=True)
+class Group:
+    group_name: str
+
+
+@pytest.fixture
+def told(monkeypatch) -> list[tuple]:
+    """What a mesh does, rank 0 of which is here, with groups that are made of their ranks and a number."""
+    told: list[tuple] = []
+
+    def new_group(members) -> Group:
+        told.append(("new", tuple(members)))
+        return Group(f"{members} {len(told)}")
+
+    monkeypatch.setattr(parallel, "new_group", new_group)
+    monkeypatch.setattr(parallel, "meet", lambda group, device: told.append(("meet", group.group_name)))
+    monkeypatch.setattr(parallel.dist, "destroy_process_group",
+                        lambda group: told.append(("destroy", group.group_name)))
+    return told
+
+
+def test_what_keeps_a_group_leaves_it_first_and_gets_the_new_one(told):
+    mesh = Mesh(video=(0, 1), sp=(0, 1))
+    keeper = SimpleNamespace(leave=lambda: told.append(("keeper leaves",)),
+                             join=lambda group: told.append(("keeper joins", group.group_name)))
+    mesh.keepers.append(keeper)
+    assert told == [("new", (0, 1)), ("meet", "(0, 1) 1")]
+    told.clear()
+    mesh.leave()
+    assert told == [("keeper leaves",), ("destroy", "(0, 1) 1"), ("new", (0,))]
+    assert mesh.video is None and mesh.sp is None
+    told.clear()
+    mesh.join()
+    assert told == [("new", (0, 1)), ("meet", "(0, 1) 1"), ("keeper joins", "(0, 1) 1")]
+
+
+def test_a_group_of_one_stands_for_each_that_was_left(told):
+    """Or a new one would have its name, and find in the store where its ranks were."""
+    mesh = Mesh(video=(0, 1, 2, 3), sp=(0, 1), cfg=(0, 2))
+    told.clear()
+    mesh.leave()
+    assert [what for what in told if what[0] == "new"] == [("new", (0,))] * 3 and len(mesh.placeholders) == 3
+
+
+def test_a_group_is_aborted_by_what_this_torch_has_for_it(monkeypatch):
+    aborted = []
+    backend = SimpleNamespace(_shutdown=lambda: aborted.append("2.5"))
+    parallel.abort(SimpleNamespace(abort=lambda: aborted.append("2.6")))
+    parallel.abort(SimpleNamespace(_get_backend=lambda device: {"cuda": backend}[device.type]))
+    assert aborted == ["2.6", "2.5"]

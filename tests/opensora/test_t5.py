@@ -11,8 +11,10 @@ from torch import nn
 from torchrun import load_results, torchrun
 from transformers import AutoTokenizer, T5Config, T5EncoderModel
 
+from opensora.models.text_encoder import shardformer
 from opensora.models.text_encoder.t5 import T5Encoder
 from opensora.models.text_encoder.word_tokenizer import build_word_tokenizer
+from opensora.parallel import collectives
 from opensora.registry import MODELS
 
 WORDS = ["a", "red", "blue", "circle", "square", "moves", "left", "."]  # ids 3 ... 10
@@ -177,10 +179,23 @@ def test_cuda_where_there_is_none_is_refused(folder):
         load(folder, device="cuda")
 
 
+@pytest.fixture
+def other_ranks(monkeypatch) -> list[bool]:
+    """Whether another one fails as well; it does what this one does."""
+    failing: list[bool] = []
+    monkeypatch.setattr(shardformer.dist, "all_reduce", lambda x, group: x.add_(len(failing)))
+    return failing
+
+
 @pytest.mark.skipif(importlib.util.find_spec("colossalai") is not None, reason="colossalai is here")
-def test_shardformer_without_colossalai_names_the_package(folder):
-    with pytest.raises(ValueError, match=r"shardformer=True.*colossalai"):
-        load(folder, shardformer=True)
+@pytest.mark.parametrize("asked, ranks", [(True, None), (True, "ranks"), (None, "ranks"), (False, "ranks")])
+def test_without_colossalai_all_weights_are_here_which_is_said_where_they_were_not_to_be(
+        folder, other_ranks, caplog, asked, ranks):
+    encoder = load(folder, shardformer=asked, ranks=ranks)
+    assert encoder.ranks is None and type(encoder.model) is T5EncoderModel
+    said = [record.message for record in caplog.records]
+    assert len(said) == bool(asked)
+    assert all("shardformer=True" in line and "No module named 'colossalai'" in line for line in said)
 
 
 def test_a_sharded_encoder_gives_what_a_whole_one_gives(folder):
@@ -194,9 +209,9 @@ def test_a_sharded_encoder_gives_what_a_whole_one_gives(folder):
         assert rank["weights"] < 0.75 * sum(p.numel() for p in whole.model.parameters())
 
 
-@pytest.mark.parametrize("ranks", [None, "the ranks of a video"])
-def test_shardformer_splits_the_gated_mlp_where_colossalai_fails_to(folder, monkeypatch, ranks):
-    """By a stand-in, for colossalai cannot be installed beside this torch."""
+@pytest.fixture
+def colossalai(monkeypatch, other_ranks) -> dict:
+    """A stand-in, for it cannot be installed beside this torch: what it was asked for."""
     asked = {}
 
     class ShardFormer:
@@ -220,16 +235,48 @@ def test_shardformer_splits_the_gated_mlp_where_colossalai_fails_to(folder, monk
     for name, content in {
         "": {}, ".shardformer": {"ShardConfig": dict, "ShardFormer": ShardFormer},
         ".shardformer.layer": {"Linear1D_Col": "outputs", "Linear1D_Row": "inputs"},
+        ".tensor": {}, ".tensor.d_tensor": {},
+        ".tensor.d_tensor.layout_converter": {"LayoutConverter": lambda: SimpleNamespace(cached_solution={})},
         ".shardformer.policies": {}, ".shardformer.policies.t5": {"T5EncoderPolicy": T5EncoderPolicy},
     }.items():
         monkeypatch.setitem(sys.modules, f"colossalai{name}", SimpleNamespace(**content))
     monkeypatch.setattr("importlib.util.find_spec", lambda name: name == "colossalai")
-    encoder = load(folder, shardformer=True, ranks=ranks)
-    assert asked == {"enable_tensor_parallelism": ranks is not None, "enable_jit_fused": True,
+    return asked
+
+
+@pytest.mark.parametrize("asked, ranks", [(True, None), (True, "ranks"), (None, "ranks")])
+def test_shardformer_splits_the_gated_mlp_where_colossalai_fails_to(folder, colossalai, asked, ranks):
+    encoder = load(folder, shardformer=asked, ranks=ranks)
+    assert encoder.ranks == ranks
+    assert colossalai == {"enable_tensor_parallelism": ranks is not None, "enable_jit_fused": True,
                      "tensor_parallel_process_group": ranks, "split": {
                          "wi_0": "outputs", "wi_1": "outputs", "wo": "inputs", "dropout": "parallel"}}
     one, other = (each.encode(["a red circle"])["y"] for each in (encoder, load(folder)))
     torch.testing.assert_close(one, other)
+
+
+def test_where_it_fails_on_another_rank_all_have_all_weights(folder, colossalai, other_ranks):
+    other_ranks.append(True)
+    encoder = load(folder, ranks="ranks")
+    assert encoder.ranks is None
+    assert torch.equal(encoder.encode(["a red circle"])["y"], load(folder).encode(["a red circle"])["y"])
+
+
+@pytest.mark.parametrize("asked, ranks", [(None, None), (False, "ranks")])
+def test_where_it_is_not_wanted_colossalai_is_left_alone(folder, colossalai, asked, ranks):
+    assert load(folder, shardformer=asked, ranks=ranks).ranks is None and not colossalai
+
+
+def test_an_encoder_that_ranks_hold_together_is_left_and_joined_anew(folder, colossalai):
+    """Its calls count among the collectives, for a rank may fail amid them."""
+    encoder, begun = load(folder, ranks="the first ranks"), collectives.begun
+    expected = encoder.encode(["a red circle"])["y"]
+    assert (encoder.ranks, collectives.begun) == ("the first ranks", begun + 1)
+    encoder.leave()
+    assert encoder.ranks is None and encoder.model is None
+    encoder.join("other ranks")
+    assert encoder.ranks == colossalai["tensor_parallel_process_group"] == "other ranks"
+    assert torch.equal(encoder.encode(["a red circle"])["y"], expected)
 
 
 def test_bad_arguments_are_refused(folder):

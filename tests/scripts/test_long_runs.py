@@ -53,6 +53,10 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted(folder.glob("*.png")) if path.is_file()}
 
 
+def pictures(folder: Path) -> dict[str, np.ndarray]:
+    return {path.stem: np.asarray(Image.open(path), dtype=float) for path in folder.glob("*.png")}
+
+
 def failed(folder: Path) -> list[dict]:
     return [json.loads(line) for line in (folder / "failed.jsonl").read_text().splitlines()]
 
@@ -214,9 +218,48 @@ def test_ranks_that_went_on_after_a_failure_make_what_they_make_without_it(infer
     assert [entry["cause"] for entry in failed(tmp_path / "out")] == ["MemoryError: no room"]
     assert "sample_0002.png to sample_0003.png are made one by one" in " ".join(said.split())
     assert inference(*flags, "--save-dir", str(tmp_path / "whole")) == 0
-    made, whole = ({path.stem: np.asarray(Image.open(path), dtype=float)
-                    for path in (tmp_path / folder).glob("*.png")} for folder in ("out", "whole"))
+    made, whole = (pictures(tmp_path / folder) for folder in ("out", "whole"))
     assert whole.keys() - made.keys() == {"sample_0002"} and len(made) == 5
+    for name, picture in made.items():
+        assert np.abs(picture - whole[name]).max() <= 1, name
+
+
+SCARCE_TEXT = """
+import sys
+sys.path[:0] = [{scripts!r}, {tests!r}]
+import colossalai_on_cpu, inference, opensora.regrouping
+from opensora.models.text_encoder.t5 import T5Encoder
+from opensora.parallel import rank
+
+def scarce(x):
+    raise MemoryError("no room")
+
+def failing(self, ids, mask, embed=T5Encoder.embed, calls=[]):
+    assert self.ranks is not None
+    calls.append(len(calls))
+    if calls[-1] == 2 and rank() == 1:
+        self.model.encoder.block[-1].layer[-1].forward = scarce
+    return embed(self, ids, mask)
+
+T5Encoder.embed, opensora.regrouping.ALIKE = failing, 1.0
+sys.exit(inference.main())
+"""
+
+
+@pytest.mark.parametrize("launcher", ["torch", "colossalai"])
+def test_nobody_waits_for_a_rank_that_fails_amid_shared_text_weights(inference, flags, tmp_path, launcher):
+    """All load them anew, and make the other samples as one process with all weights does."""
+    pytest.importorskip("colossalai", reason="needs colossalai; constraints/colossalai.txt tells how")
+    script, own = tmp_path / "scarce_text.py", ROOT / "tests"
+    script.write_text(SCARCE_TEXT.format(scripts=str(ROOT / "scripts"), tests=str(own)))
+    run = torchrun(2, *flags, "--sp-size", "2", "--cfg-options", f"launcher={launcher}", script=script)
+    run.communicate(timeout=90)
+    assert run.returncode == 1
+    (entry,) = failed(tmp_path / "out")
+    assert (entry["file"], entry["cause"]) == ("sample_0002.png", "MemoryError: no room")
+    assert inference(*flags, "--save-dir", str(tmp_path / "whole")) == 0
+    made, whole = (pictures(tmp_path / folder) for folder in ("out", "whole"))
+    assert len(made) == 11
     for name, picture in made.items():
         assert np.abs(picture - whole[name]).max() <= 1, name
 

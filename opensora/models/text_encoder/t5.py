@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import logging
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,8 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase, T5EncoderModel
 from transformers.utils import logging as transformers_logging
 
 from opensora.models.text_encoder.caption_cleaning import text_preprocessing
-from opensora.models.text_encoder.shardformer import sharded
+from opensora.models.text_encoder.shardformer import sharded_where_wanted
+from opensora.parallel import collectives
 from opensora.registry import MODELS
 from opensora.utils.weights import packaged_path
 
@@ -32,8 +34,10 @@ class T5Encoder:
     `text_encoder.from_pretrained`).
     model_max_length: L; shorter captions are padded to it, longer ones cut with a warning (published: 300).
     clean_caption: clean captions as in training (`text_preprocessing`); False takes them as they are.
-    shardformer: run the encoder through colossalai (optional package): its fused kernels, and its policy of
-    tensor parallelism on `ranks`, which have the same captions, each with a part of the weights.
+    shardformer: run the encoder through the optional package colossalai: its fused kernels, and its policy of
+    tensor parallelism on `ranks`, which have the same captions, and then each a part of the weights.  None:
+    where it is installed and there are ranks.  Where it cannot be used, each process has all weights, with a
+    warning.
     Set `y_embedder` to the transformer's caption embedder before asking for `null`.
     Raises FileNotFoundError where the weights cannot be had, ValueError for values that cannot work.
     """
@@ -45,7 +49,7 @@ class T5Encoder:
         device: str | torch.device = "cuda",
         dtype: torch.dtype = torch.float,
         cache_dir: str | None = None,
-        shardformer: bool = False,
+        shardformer: bool | None = None,
         local_files_only: bool = False,
         clean_caption: bool = True,
         ranks: ProcessGroup | None = None,
@@ -56,14 +60,11 @@ class T5Encoder:
             raise ValueError(f"device={str(device)!r} for the text encoder, but CUDA is not available; "
                              "allowed here: cpu")
         where = {"cache_dir": cache_dir, "local_files_only": local_files_only}
-        self.tokenizer, self.model = _load(from_pretrained, dtype, where)
+        self._source, self._shardformer, self._device = (from_pretrained, dtype, where), shardformer, device
         self.model_max_length = model_max_length
         self.clean_caption = clean_caption
         self.y_embedder: nn.Module | None = None
-        if shardformer:
-            self.model = sharded(self.model, ranks).to(dtype)
-        self.model.eval()
-        self.to(device)
+        self.join(ranks)
 
     @classmethod
     def from_parts(
@@ -75,7 +76,7 @@ class T5Encoder:
     ) -> T5Encoder:
         """Encoder around a model built elsewhere, such as a new one that is to be trained."""
         self = cls.__new__(cls)
-        self.model, self.tokenizer = model, tokenizer
+        self.model, self.tokenizer, self.ranks = model, tokenizer, None
         self.model_max_length, self.clean_caption, self.y_embedder = model_max_length, clean_caption, None
         return self
 
@@ -100,6 +101,20 @@ class T5Encoder:
         self.model.to(device)
         return self
 
+    def leave(self) -> None:
+        """Give up the weights, and with them the process group of the ranks that hold them together."""
+        self.model = self.ranks = None
+
+    def join(self, ranks: ProcessGroup | None) -> None:
+        """Load the weights, or with these ranks each a part of them."""
+        model, together = sharded_where_wanted(self._load, self._shardformer, ranks)
+        self.ranks = ranks if together else None
+        self.model = model.eval().to(self._device)
+
+    def _load(self) -> T5EncoderModel:
+        self.tokenizer, model = _load(*self._source)
+        return model
+
     def tokenize(self, text: list[str]) -> tuple[Tensor, Tensor]:
         """Captions, cleaned if so chosen -> ids [B, L] and mask [B, L] (1 token, 0 padding), on the CPU."""
         if isinstance(text, str):
@@ -117,7 +132,8 @@ class T5Encoder:
     def embed(self, ids: Tensor, mask: Tensor) -> Tensor:
         """ids, mask [B, L] -> embeddings [B, L, C], with gradients where they are on."""
         ids, mask = ids.to(self.device), mask.to(self.device)
-        return self.model(input_ids=ids, attention_mask=mask).last_hidden_state
+        with collectives.one() if self.ranks is not None else nullcontext():
+            return self.model(input_ids=ids, attention_mask=mask).last_hidden_state
 
     @torch.no_grad()
     def encode(self, text: list[str]) -> dict[str, Tensor]:

@@ -1,0 +1,7 @@
+"""Importing this lets colossalai 0.5.0 work on a CPU, to which it gives none of the random numbers it needs."""
+import torch
+from colossalai.accelerator.cpu_accelerator import CpuAccelerator
+
+CpuAccelerator.manual_seed = lambda self, seed: torch.manual_seed(seed)
+CpuAccelerator.get_rng_state = lambda self, device=None: torch.get_rng_state()
+CpuAccelerator.set_rng_state = lambda self, state, device=None: torch.set_rng_state(state)
