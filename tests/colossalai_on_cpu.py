@@ -1,4 +1,4 @@
-"""Importing this lets colossalai 0.5.0 work on a CPU, to which it gives none of the random numbers it needs."""
+"""Importing this lets colossalai 0.5.0 work on a CPU, which has none of the random numbers it asks for."""
 import torch
 from colossalai.accelerator.cpu_accelerator import CpuAccelerator
 

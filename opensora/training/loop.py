@@ -109,8 +109,7 @@ class TrainingRun:
         self.folder.mkdir(parents=True, exist_ok=True)
         self.device = next(module.parameters()).device
         self.rank, self.world_size = rank(), world_size()
-        self.ema = AveragedModel(module, multi_avg_fn=get_ema_multi_avg_fn(config.ema_decay),
-                                 use_buffers=True)
+        self.ema = AveragedModel(module, multi_avg_fn=get_ema_multi_avg_fn(config.ema_decay))
         self.sharded = config.shard and self.world_size > 1
         if self.sharded:
             self.averaged = copy.deepcopy(module).cpu()

@@ -68,11 +68,12 @@ def wait_for(condition: Callable[[], object], seconds: float = 60) -> None:
         time.sleep(0.02)
 
 
-def test_a_rank_killed_inside_a_shared_video_ends_the_run_and_finished_videos_are_kept(flags, tmp_path):
+@pytest.mark.parametrize("ranks", [2, 4])
+def test_a_rank_killed_inside_a_shared_video_ends_the_run_and_finished_ones_are_kept(flags, tmp_path, ranks):
     out, logs = tmp_path / "out", tmp_path / "out/logs"
-    run = torchrun(2, *flags[:-1], "2", *STEPS)
+    run = torchrun(ranks, *flags[:-1], str(ranks), *STEPS)
     wait_for(lambda: (logs / "rank_0.log").exists() and "computed 30" in (logs / "rank_0.log").read_text())
-    process = re.search(r"rank 1 of 2, process (\d+)", (logs / "rank_1.log").read_text())[1]
+    process = re.search(rf"rank 1 of {ranks}, process (\d+)", (logs / "rank_1.log").read_text())[1]
     os.kill(int(process), signal.SIGKILL)
     killed = time.monotonic()
     _, said = run.communicate(timeout=60)
@@ -124,16 +125,19 @@ def test_what_failed_before_is_tried_last(inference, flags, tmp_path):
     assert order == [1, 2, 3, *range(5, 12), 0, 4]
 
 
-def test_a_killed_rank_ends_the_run_and_other_numbers_of_ranks_finish_it(inference, flags, tmp_path):
-    out, log = tmp_path / "out", tmp_path / "out/logs/rank_1.log"
-    (out / "sample_0003.png").mkdir(parents=True)  # in the way: this sample fails, on rank 1
-    run = torchrun(2, *flags, *STEPS)
-    wait_for(lambda: log.exists() and log.read_text().count(": computed 30 of 30 steps") >= 2)
-    os.kill(int(re.search(r"rank 1 of 2, process (\d+)", log.read_text())[1]), signal.SIGKILL)
+@pytest.mark.parametrize("ranks, shares_of_5", [(2, [2, 3]), (4, [1, 1, 1, 2])])
+def test_a_killed_rank_ends_the_run_and_other_numbers_of_ranks_finish_it(inference, flags, tmp_path, ranks,
+                                                                        shares_of_5):
+    last = ranks - 1
+    out, log = tmp_path / "out", tmp_path / f"out/logs/rank_{last}.log"
+    (out / "sample_0003.png").mkdir(parents=True)  # in the way: this sample fails, on the last rank
+    run = torchrun(ranks, *flags, *STEPS)
+    wait_for(lambda: log.exists() and log.read_text().count(": computed 30 of 30 steps") >= 4 // ranks)
+    os.kill(int(re.search(rf"rank {last} of {ranks}, process (\d+)", log.read_text())[1]), signal.SIGKILL)
     killed = time.monotonic()
     _, said = run.communicate(timeout=60)
     assert time.monotonic() - killed < 10 and run.returncode != 0
-    assert re.search(r"rank +: 1 ", said) and "SIGKILL" in said
+    assert re.search(rf"rank +: {last} ", said) and "SIGKILL" in said
     assert "sample_0003.png" in log.read_text() and "Traceback" in log.read_text()
     made = contents(out)
     assert 1 <= len(made) < 11
@@ -154,11 +158,11 @@ def test_a_killed_rank_ends_the_run_and_other_numbers_of_ranks_finish_it(inferen
     for number in range(0, 8, 2):  # all of one rank's share, were it cut from the whole list
         (out / f"sample_{number:04d}.png").unlink()
     shares = [path.read_text().count(": computed") for path in sorted((out / "logs").glob("rank_*.log"))]
-    run = torchrun(2, *flags, *STEPS)
+    run = torchrun(ranks, *flags, *STEPS)
     printed, said = run.communicate(timeout=60)
     assert run.returncode == 0, said
     now = [path.read_text().count(": computed") for path in sorted((out / "logs").glob("rank_*.log"))]
-    assert sorted(new - old for new, old in zip(now, shares, strict=True)) == [2, 3]
+    assert sorted(new - old for new, old in zip(now, shares, strict=True)) == shares_of_5
     assert contents(out) == whole | {"sample_0003.png": contents(out)["sample_0003.png"]}
     assert not (out / "failed.jsonl").exists()
     lines = printed.strip().splitlines()

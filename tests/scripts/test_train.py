@@ -1,6 +1,7 @@
 """The training scripts as a user starts them, on tiny models: CSV videos, cached latents, autoencoder."""
 import csv
 import runpy
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +10,8 @@ import av
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
+from torchrun import torchrun
 
 from opensora.datasets.video_csv import VariableVideoTextDataset
 from opensora.models.text_encoder.t5 import T5Encoder
@@ -121,6 +124,24 @@ def test_videos_from_a_csv_train_a_transformer_that_loads(tiny, videos, tmp_path
     first = build_module(dict(type="STDiT3", from_pretrained=str(tiny / "transformer")), MODELS)
     assert not torch.equal(trained.final_layer.linear.weight, first.final_layer.linear.weight)
     assert not list((tmp_path / "out").rglob("*.part"))
+
+
+def trained_on(ranks: int, path: Path, *options: str) -> dict[str, torch.Tensor]:
+    """The averaged weights after `torchrun scripts/train.py`."""
+    torchrun(ranks, SCRIPTS / "train.py", path, "--cfg-options", "workers=0", *options)
+    return load_file(path.parent / "out/transformer/model.safetensors")
+
+
+def test_a_transformer_trains_on_ranks_sharded_or_not_as_on_one(tiny, videos, tmp_path):
+    """Two steps by two ranks under FSDP2, with blocks recomputed; a third by four that each hold all weights."""
+    expected = trained_on(1, config(tiny, videos, tmp_path, 3), "loop.batches=2")
+    shutil.move(tmp_path / "out", tmp_path / "one")
+    trained_on(2, config(tiny, videos, tmp_path, 2), "loop.batches=2", "loop.shard=True",
+               "model.grad_checkpoint=True")
+    found = trained_on(4, config(tiny, videos, tmp_path, 3))
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value, rtol=1e-4, atol=1e-5)
 
 
 def test_shapes_train_from_nothing_through_all_three_scripts(tmp_path, monkeypatch, capsys):

@@ -156,6 +156,7 @@ class PackedCaptions:
 
 # keys and values of the rows of each length: (rows, k [b, H, L, D], v [b, H, L, D])
 CaptionKV = list[tuple[SameLength, Tensor, Tensor]]
+BlockCaptions = CaptionKV | PackedCaptions  # what a block is given: made for it, or to be made there
 
 
 def captions_of(captions: list[CaptionKV], rows: Sequence[int], index: Tensor) -> list[CaptionKV]:
@@ -177,7 +178,8 @@ def captions_of(captions: list[CaptionKV], rows: Sequence[int], index: Tensor) -
 class CrossAttention(nn.Module):
     """Attention from tokens [B, N, C] to each row's own caption.
 
-    Keys and values depend on the caption alone: `keys_values` makes them once for all denoising steps.
+    Keys and values depend on the caption alone: `keys_values` makes them once for all denoising steps.  Where
+    there is one step, as in training, it may as well be called with the caption.
     """
 
     def __init__(self, dim: int, num_heads: int, backend: str) -> None:
@@ -196,7 +198,9 @@ class CrossAttention(nn.Module):
             groups.append((group, k, v))
         return groups
 
-    def forward(self, x: Tensor, captions: CaptionKV) -> Tensor:
+    def forward(self, x: Tensor, captions: BlockCaptions) -> Tensor:
+        if isinstance(captions, PackedCaptions):
+            captions = self.keys_values(captions)
         q = rearrange(self.q_linear(x), "b n (h d) -> b h n d", h=self.num_heads)
         if len(captions) == 1:
             _, k, v = captions[0]

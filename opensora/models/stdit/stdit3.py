@@ -21,7 +21,7 @@ from torch.utils.checkpoint import checkpoint
 
 from opensora.models.layers.attention import (
     Attention,
-    CaptionKV,
+    BlockCaptions,
     CrossAttention,
     PackedCaptions,
     captions_of,
@@ -103,7 +103,7 @@ class Conditions:
     positions: Tensor                   # [1, S, C]
     fps_vectors: Tensor                 # [B, C]
     rope: tuple[Tensor, Tensor]         # cos, sin: [T, D/2]
-    captions: list[tuple[CaptionKV, CaptionKV]]  # per depth: of the spatial and the temporal block
+    captions: list[tuple[BlockCaptions, BlockCaptions]]  # per depth: of the spatial and the temporal block
     split: TokenSplit | None = None
 
     def of(self, rows: Sequence[int], index: Tensor) -> Conditions:
@@ -132,7 +132,7 @@ class STDiT3Block(nn.Module):
         self.scale_shift_table = nn.Parameter(torch.randn(6, width) / width**0.5)
         self.residual_cache = None  # slot: filled from outside for the length of a sampling run
 
-    def forward(self, x: Tensor, t: Tensor, captions: CaptionKV, rope: tuple[Tensor, Tensor],
+    def forward(self, x: Tensor, t: Tensor, captions: BlockCaptions, rope: tuple[Tensor, Tensor],
                 T: int, S: int, split: TokenSplit | None = None) -> Tensor:
         """x: [B, (T S), C].  t: [B, F, 6, C].  split: as of `Conditions`."""
         cache = self.residual_cache
@@ -144,7 +144,7 @@ class STDiT3Block(nn.Module):
         return x
 
     def compute(
-        self, x: Tensor, t: Tensor, captions: CaptionKV, rope: tuple[Tensor, Tensor], T: int, S: int,
+        self, x: Tensor, t: Tensor, captions: BlockCaptions, rope: tuple[Tensor, Tensor], T: int, S: int,
         split: TokenSplit | None = None,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Returns (x, attn, cross, mlp): the output, and the residuals that it adds; each [B, (T S), C]."""
@@ -281,10 +281,12 @@ class STDiT3(nn.Module):
         angles = self.rope(frames)[:, ::2]  # [T, D/2]: of each pair once
         captions = self.pack_captions(y, mask)
         fps_vectors = self.fps_embedder(fps, len(captions.lengths))
-        return Conditions(positions, fps_vectors, (angles.cos(), angles.sin()), [
-            (s.cross_attn.keys_values(captions), t.cross_attn.keys_values(captions))
-            for s, t in zip(self.spatial_blocks, self.temporal_blocks, strict=True)
-        ], split)
+        if self.training:  # blocks, whose weights may be sharded or recomputed with, ask for keys and values
+            pairs = [(captions, captions)] * self.config.depth
+        else:
+            pairs = [(s.cross_attn.keys_values(captions), t.cross_attn.keys_values(captions))
+                     for s, t in zip(self.spatial_blocks, self.temporal_blocks, strict=True)]
+        return Conditions(positions, fps_vectors, (angles.cos(), angles.sin()), pairs, split)
 
     def pack_captions(self, y: Tensor, mask: Tensor | None) -> PackedCaptions:
         """Embed captions and leave their padding out.  y: [B, 1, L, C_text]; mask: [b, L] of 0 and 1.
