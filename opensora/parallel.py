@@ -4,6 +4,7 @@ from __future__ import annotations
 import gc
 import importlib.util
 import os
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -22,6 +23,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from opensora.restarts import check_restarts, restarts
 
 TIMEOUT = timedelta(minutes=30)  # of a collective, in which all processes wait for the slowest
+LAST_TENSORS = 0.2  # seconds
 LAUNCHERS = ("torch", "colossalai")
 
 
@@ -81,6 +83,8 @@ def process_group(launcher: str = "torch") -> Iterator[None]:
         yield
     finally:
         dist.destroy_process_group()
+        # gloo's threads let go of the last tensors in Python; where that is gone by then, the process aborts
+        time.sleep(LAST_TENSORS)
 
 
 def rank() -> int:

@@ -160,7 +160,3 @@ def test_settings_that_cannot_be(options, message):
 
 if __name__ == "__main__":
     on_two_ranks(Path(sys.argv[1]))
-    # without torch's tear-down, in which a thread of its own aborts about one such process in forty, when all
-    # is done ("terminate called without an active exception", after FSDP2 on gloo)
-    sys.stdout.flush()
-    os._exit(0)

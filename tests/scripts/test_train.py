@@ -133,7 +133,7 @@ def trained_on(ranks: int, path: Path, *options: str) -> dict[str, torch.Tensor]
 
 
 def test_a_transformer_trains_on_ranks_sharded_or_not_as_on_one(tiny, videos, tmp_path):
-    """Two steps by two ranks under FSDP2, with blocks recomputed; a third by four that each hold all weights."""
+    """Two steps by two ranks under FSDP2, with blocks recomputed; a third by four, each with all weights."""
     expected = trained_on(1, config(tiny, videos, tmp_path, 3), "loop.batches=2")
     shutil.move(tmp_path / "out", tmp_path / "one")
     trained_on(2, config(tiny, videos, tmp_path, 2), "loop.batches=2", "loop.shard=True",
