@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from itertools import accumulate
 from math import prod
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.distributed as dist
@@ -23,7 +23,8 @@ from torch.distributed.device_mesh import init_device_mesh
 from opensora.restarts import check_restarts, restarts
 
 TIMEOUT = timedelta(minutes=30)  # of a collective, in which all processes wait for the slowest
-LAST_TENSORS = 0.2  # seconds
+LAST_TURN = 0.2  # seconds for other threads before a process ends
+NAMES_COME_AGAIN = torch.__version__ < (2, 14)  # of process groups; see `placeholder`
 LAUNCHERS = ("torch", "colossalai")
 
 
@@ -84,7 +85,7 @@ def process_group(launcher: str = "torch") -> Iterator[None]:
     finally:
         dist.destroy_process_group()
         # gloo's threads let go of the last tensors in Python; where that is gone by then, the process aborts
-        time.sleep(LAST_TENSORS)
+        time.sleep(LAST_TURN)
 
 
 def rank() -> int:
@@ -95,7 +96,7 @@ def world_size() -> int:
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
-def training_device() -> torch.device:
+def own_device() -> torch.device:
     """This process's GPU, or the CPU where there is none."""
     if torch.cuda.is_available():
         return torch.device("cuda", torch.cuda.current_device())
@@ -111,6 +112,16 @@ def of_all_processes(own: list[Any]) -> list[Any]:
     return [item for each in lists for item in each]
 
 
+class Keeper(Protocol):
+    """What keeps the group of all ranks of a video."""
+
+    def leave(self) -> None:
+        """Let go of it, for it will be closed."""
+
+    def join(self, group: ProcessGroup) -> None:
+        """Another one, in its place."""
+
+
 class Mesh:
     """The ranks of a run along dp (which videos), cfg (which rows of them) and sp (which tokens).
 
@@ -120,7 +131,7 @@ class Mesh:
     the unconditional ones on the second.  sp: those that have the same rows.  None: this rank alone.
 
     These groups can be left and joined anew; who keeps one for longer than a run would keep it from closing,
-    but for those among `keepers`: they are told to `leave()`, and to `join(video)` the new one.
+    but for `keepers`, who are told.
     """
 
     def __init__(self, dp_size: int = 1, dp_rank: int = 0, video: Sequence[int] = (), sp: Sequence[int] = (),
@@ -129,7 +140,7 @@ class Mesh:
         self.dp_size, self.dp_rank = dp_size, dp_rank
         self.members = {"video": tuple(video), "sp": tuple(sp), "cfg": tuple(cfg)}
         self.video = self.sp = self.cfg = None
-        self.keepers: list[Any] = []
+        self.keepers: list[Keeper] = []
         self.placeholders: list[ProcessGroup] = []
         self.join()
 
@@ -143,7 +154,7 @@ class Mesh:
         if cfg * sp == 1:
             return cls(dp, rank())
         # sp is innermost, for it sends most: its ranks are neighbours, on one node where they fit
-        mesh = init_device_mesh(training_device().type, (dp, cfg, sp), mesh_dim_names=("dp", "cfg", "sp"))
+        mesh = init_device_mesh(own_device().type, (dp, cfg, sp), mesh_dim_names=("dp", "cfg", "sp"))
         dp_rank, cfg_rank, sp_rank = mesh.get_coordinate()
         own = mesh.mesh[dp_rank]
         return cls(dp, dp_rank, own.flatten().tolist(), own[cfg_rank].tolist(), own[:, sp_rank].tolist())
@@ -167,7 +178,7 @@ class Mesh:
                     groups[members] = new_group(members)
                 setattr(self, name, groups[members])
         for group in groups.values():
-            meet(group, training_device())  # NCCL connects now: what is not yet connected cannot be released
+            meet(group, own_device())  # NCCL connects now: what is not yet connected cannot be released
         for keeper in self.keepers:
             keeper.join(self.video)
 
@@ -182,7 +193,7 @@ class Mesh:
         for keeper in self.keepers:
             keeper.leave()
         groups, self.video, self.sp, self.cfg = self.groups, None, None, None
-        names = [group.group_name for group in groups]
+        names = [group.group_name for group in groups] if NAMES_COME_AGAIN else []
         while groups:
             dist.destroy_process_group(groups.pop())
         gc.collect()  # a group is closed when nobody has it
@@ -212,13 +223,16 @@ def abort(group: ProcessGroup) -> None:
 
 
 def placeholder(name: str) -> ProcessGroup:
-    """A group of this rank alone: as long as there is one, no new group is called `name` as an old one was.
+    """A group of this rank alone, after one was closed: no new group will be called `name`, as that one was.
 
-    Under its name a group's ranks are in the store, where those of a new one would find what is no longer
-    there.  torch makes names of a group's ranks and of how many groups there are; from 2.14 on, were.
+    A group's ranks are in the store under its name, where those of another would look for what is no longer
+    there.  torch makes the name of the ranks and of how many groups there were (2.14) or are (2.9), which one
+    in the place of the other keeps at their number; or of the ranks, but other than those of the groups that
+    there are (2.5, for colossalai), so that this one takes the name.
     """
     group = new_group([rank()])
-    if torch.__version__ < (2, 6):  # of its ranks, and other than those of the groups there are
+    if torch.__version__ < (2, 6):
+        torch._C._distributed_c10d._unregister_process_group(group.group_name)
         dist.distributed_c10d._world.pg_names[group] = name
     return group
 
@@ -268,27 +282,25 @@ def meet(group: ProcessGroup | None, device: torch.device) -> None:
     """
     if group is None:
         return
+    if (came := total(1, group, device)) != group_size(group):  # of a group that was released meanwhile
+        raise RuntimeError(f"{came} of {group_size(group)} ranks came together")
+
+
+def total(own: int, group: ProcessGroup | None, device: torch.device) -> int:
+    """Over the ranks of a group, through their devices."""
+    if group is None:
+        return own
     with collectives.one():
-        here = torch.ones((), device=device)
-        dist.all_reduce(here, group=group)
-    if (came := here.item()) != group_size(group):  # of a group that was released meanwhile
-        raise RuntimeError(f"{came:g} of {group_size(group)} ranks came together")
+        count = torch.tensor(own, dtype=torch.float32, device=device)
+        dist.all_reduce(count, group=group)
+    return int(count.item())
 
 
-def exchange(pieces: Sequence[Tensor], shapes: Sequence[Sequence[int]], group: ProcessGroup) -> list[Tensor]:
-    """Piece i goes to rank i, and rank i's own for this rank, of shape shapes[i], comes: one all-to-all.
+def exchange(pieces: Tensor, group: ProcessGroup) -> Tensor:
+    """pieces[i] goes to rank i, and rank i's own for this rank comes in its place: one all-to-all.
 
-    Pieces may have different sizes, also 0.  Nothing flows back through it: no gradients.
+    All ranks have pieces of one size.  Nothing flows back through it: no gradients.
     """
-    sent, sizes = torch.cat([piece.flatten() for piece in pieces]), [prod(shape) for shape in shapes]
-    received = sent.new_empty(sum(sizes))
-    with collectives.one():
-        dist.all_to_all_single(received, sent, sizes, [piece.numel() for piece in pieces], group=group)
-    return [piece.view(*shape) for piece, shape in zip(received.split(sizes), shapes, strict=True)]
-
-
-def exchange_alike(pieces: Tensor, group: ProcessGroup) -> Tensor:
-    """pieces[i] goes to rank i, and rank i's own for this rank comes in its place.  As many on all ranks."""
     pieces = pieces.contiguous()
     received = torch.empty_like(pieces)
     with collectives.one():
@@ -297,9 +309,18 @@ def exchange_alike(pieces: Tensor, group: ProcessGroup) -> Tensor:
 
 
 def gathered(x: Tensor, dim: int, sizes: Sequence[int], group: ProcessGroup) -> Tensor:
-    """The parts of all ranks, joined along `dim`, where they have `sizes`: the same everywhere."""
+    """The parts of all ranks, joined along `dim`, where they have `sizes`, also 0: the same everywhere.
+
+    Nothing flows back through it: no gradients.
+    """
     shapes = [(*x.shape[:dim], size, *x.shape[dim + 1 :]) for size in sizes]
-    return torch.cat(exchange([x] * len(sizes), shapes, group), dim=dim)
+    counts = [prod(shape) for shape in shapes]
+    received = x.new_empty(sum(counts))
+    with collectives.one():  # an all-to-all, for on gloo all_gather takes parts of one size alone
+        dist.all_to_all_single(received, x.flatten().repeat(len(sizes)), counts, [x.numel()] * len(sizes),
+                               group=group)
+    parts = [part.view(shape) for part, shape in zip(received.split(counts), shapes, strict=True)]
+    return torch.cat(parts, dim=dim)
 
 
 def shared_out(work: Callable[[slice], Tensor], lengths: Sequence[int], dim: int,

@@ -14,7 +14,7 @@ from mmengine.config import Config
 from training_main import training_main
 
 from opensora.datasets.latents import check_shards, write_shard
-from opensora.parallel import rank, training_device, world_size
+from opensora.parallel import own_device, rank, world_size
 from opensora.registry import DATASETS, MODELS, build_module
 from opensora.utils.inference_config import DTYPES
 
@@ -40,7 +40,7 @@ def cache(config: Config) -> None:
     told = {key: value for key, value in config.to_dict().items() if key in KEYS - {"out"}}
     made_with = json.dumps(told, sort_keys=True, default=str)
     check_shards(Path(config.out), made_with)
-    vae = build_module(config.vae, MODELS).eval().to(training_device(), DTYPES[config.dtype])
+    vae = build_module(config.vae, MODELS).eval().to(own_device(), DTYPES[config.dtype])
     vae.spatial_vae.module.to(memory_format=torch.channels_last)
     dataset, out = build_module(config.dataset, DATASETS), Path(config.out)
     for number in range(rank(), -(-len(dataset) // config.shard_size), world_size()):

@@ -16,7 +16,7 @@ from training_main import training_main
 import opensora.models.text_encoder.new_t5  # noqa: F401  registers "t5-new"
 from opensora.models.stdit.stdit3 import config_of
 from opensora.models.text_encoder.t5 import T5Encoder
-from opensora.parallel import rank, training_device, world_size
+from opensora.parallel import own_device, rank, world_size
 from opensora.registry import DATASETS, MODELS, build_module
 from opensora.schedulers.rf.rectified_flow import RectifiedFlow
 from opensora.training.diffusion_objective import DiffusionObjective, LatentBatches, Stage
@@ -47,7 +47,7 @@ def train(config: Config) -> None:
     steps = {} if "vae" in config else {"steps": config.stages[-1]["until"]}
     if steps and "steps" in config.loop:
         raise ValueError("loop.steps beside stages; allowed: the last stage's until")
-    loop, device = LoopConfig(**{"seed": config.seed, **steps, **config.loop}), training_device()
+    loop, device = LoopConfig(**{"seed": config.seed, **steps, **config.loop}), own_device()
     torch.manual_seed(config.seed)
     text_encoder = build_module(config.text_encoder, MODELS, device=device)
     model = build_module(config.model, MODELS, caption_channels=text_encoder.output_dim,

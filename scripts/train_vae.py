@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from training_main import training_main
 
-from opensora.parallel import rank, training_device
+from opensora.parallel import own_device, rank
 from opensora.registry import DATASETS, MODELS, build_module
 from opensora.training.crops import chunk_batch, frame_batch
 from opensora.training.loop import LoopConfig, TrainingRun
@@ -76,7 +76,7 @@ def train(config) -> None:
     if not config.model.get("from_pretrained"):
         start_as_downscaler(vae.spatial_vae.module)
         start_temporal(vae.temporal_vae)
-    vae.to(training_device())
+    vae.to(own_device())
     vae.spatial_vae.module.to(memory_format=torch.channels_last)
     vae.temporal_vae.to(memory_format=torch.channels_last_3d)
     out = Path(config.out)

@@ -57,6 +57,14 @@ def test_other_captions_and_frame_masks_do_not_touch_a_video(model, granularity,
     assert len({tuple(video.computed_steps) for video in trace}) > 1, "the test shows nothing"
 
 
+def test_a_model_that_was_left_in_training_samples_on_several_schedules_all_the_same(model):
+    settings = dict(probes=["temporal_blocks.1.attn"], codebook=[(0.3, 4), (0.55, 3), (0.8, 2), (9.0, 1)])
+    expected, trace = sample(model, [0, 1, 2], False, settings)
+    assert len({tuple(video.computed_steps) for video in trace}) > 1, "the test shows nothing"
+    model.y_embedder.uncond_prob = 0.0  # no captions are dropped
+    assert torch.equal(sample(model.train(), [0, 1, 2], False, settings)[0], expected)
+
+
 def test_a_compiled_block_has_no_graph_break_and_is_not_compiled_again_on_the_way(model, monkeypatch):
     torch._dynamo.reset()
     counter = CompileCounter()

@@ -111,8 +111,8 @@ def test_a_computed_step_sends_what_spatial_attention_needs_and_the_output(ranks
     """Bytes from each rank to others: q, k, v of other ranks' heads and the output for their patches, around
     each spatial attention, in pieces of the largest share; then its own part of the output."""
     frames, rows, others = LATENT[1], 2 * VIDEOS, len(ranks) - 1
-    h, largest = (ceil(count / len(ranks)) for count in (HEADS, PATCHES))
-    piece = 4 * rows * frames * h * largest * WIDTH // HEADS
+    h, s = (ceil(count / len(ranks)) for count in (HEADS, PATCHES))
+    piece = 4 * rows * frames * h * s * WIDTH // HEADS
     for rank, found in enumerate(ranks):
         step = [others * 3 * piece, others * piece] * (BLOCKS // 2)
         own = len(torch.arange(PATCHES).tensor_split(len(ranks))[rank])
@@ -126,6 +126,19 @@ def test_by_frames_a_computed_step_sends_tokens_there_and_back(ranks):
     for found in ranks:
         calls = found["sp"]["sampled by frames"]["calls"]["all_to_all"]
         assert calls[:BLOCKS] == [switch] * BLOCKS
+
+
+@pytest.mark.parametrize("by", SP_ATTENTION)
+def test_what_is_foretold_of_sizes_that_do_not_divide_is_what_is_sent(ranks, monkeypatch, by):
+    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
+    predict = importlib.import_module("predict_scaling")
+    size = predict.Size(latent=LATENT[1:], frames=17, pixels=(48, 80), depth=BLOCKS // 2, hidden_size=WIDTH,
+                        num_heads=HEADS, bytes_per_value=4, computed_step=1, reused_step=1, decode_time=1,
+                        decode_frames=1)
+    for found in ranks:
+        run = found["sp"]["sampled"]["published"] if by == "heads" else found["sp"]["sampled by frames"]
+        sent = sum(run["calls"]["all_to_all"][:BLOCKS])
+        assert sent == VIDEOS * predict.step_bytes(size, 1, len(ranks), by)
 
 
 @pytest.mark.parametrize("sizes, expected", [

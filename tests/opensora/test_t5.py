@@ -180,11 +180,12 @@ def test_cuda_where_there_is_none_is_refused(folder):
 
 
 @pytest.fixture
-def other_ranks(monkeypatch) -> list[bool]:
-    """Whether another one fails as well; it does what this one does."""
-    failing: list[bool] = []
-    monkeypatch.setattr(shardformer.dist, "all_reduce", lambda x, group: x.add_(len(failing)))
-    return failing
+def other_ranks(monkeypatch) -> list[int]:
+    """How many of them have no package, and how many fail at it; without a word, none."""
+    votes: list[int] = []
+    monkeypatch.setattr(shardformer, "total",
+                        lambda own, ranks, device: own + (votes.pop(0) if votes else 0))
+    return votes
 
 
 @pytest.mark.skipif(importlib.util.find_spec("colossalai") is not None, reason="colossalai is here")
@@ -195,7 +196,7 @@ def test_without_colossalai_all_weights_are_here_which_is_said_where_they_were_n
     assert encoder.ranks is None and type(encoder.model) is T5EncoderModel
     said = [record.message for record in caplog.records]
     assert len(said) == bool(asked)
-    assert all("shardformer=True" in line and "No module named 'colossalai'" in line for line in said)
+    assert all("shardformer=True" in line and "it is not installed" in line for line in said)
 
 
 def test_a_sharded_encoder_gives_what_a_whole_one_gives(folder):
@@ -212,7 +213,8 @@ def test_a_sharded_encoder_gives_what_a_whole_one_gives(folder):
 @pytest.fixture
 def colossalai(monkeypatch, other_ranks) -> dict:
     """A stand-in, for it cannot be installed beside this torch: what it was asked for."""
-    asked = {}
+    solutions = {"of": "some ranks"}
+    asked = {"solutions": solutions}
 
     class ShardFormer:
         def __init__(self, shard_config: dict) -> None:
@@ -236,7 +238,8 @@ def colossalai(monkeypatch, other_ranks) -> dict:
         "": {}, ".shardformer": {"ShardConfig": dict, "ShardFormer": ShardFormer},
         ".shardformer.layer": {"Linear1D_Col": "outputs", "Linear1D_Row": "inputs"},
         ".tensor": {}, ".tensor.d_tensor": {},
-        ".tensor.d_tensor.layout_converter": {"LayoutConverter": lambda: SimpleNamespace(cached_solution={})},
+        ".tensor.d_tensor.layout_converter": {
+            "LayoutConverter": lambda: SimpleNamespace(cached_solution=solutions)},
         ".shardformer.policies": {}, ".shardformer.policies.t5": {"T5EncoderPolicy": T5EncoderPolicy},
     }.items():
         monkeypatch.setitem(sys.modules, f"colossalai{name}", SimpleNamespace(**content))
@@ -248,23 +251,41 @@ def colossalai(monkeypatch, other_ranks) -> dict:
 def test_shardformer_splits_the_gated_mlp_where_colossalai_fails_to(folder, colossalai, asked, ranks):
     encoder = load(folder, shardformer=asked, ranks=ranks)
     assert encoder.ranks == ranks
-    assert colossalai == {"enable_tensor_parallelism": ranks is not None, "enable_jit_fused": True,
-                     "tensor_parallel_process_group": ranks, "split": {
-                         "wi_0": "outputs", "wi_1": "outputs", "wo": "inputs", "dropout": "parallel"}}
+    assert colossalai == {"solutions": {}, "enable_jit_fused": True,
+                          "enable_tensor_parallelism": ranks is not None,
+                          "tensor_parallel_process_group": ranks, "split": {
+                              "wi_0": "outputs", "wi_1": "outputs", "wo": "inputs", "dropout": "parallel"}}
     one, other = (each.encode(["a red circle"])["y"] for each in (encoder, load(folder)))
     torch.testing.assert_close(one, other)
 
 
-def test_where_it_fails_on_another_rank_all_have_all_weights(folder, colossalai, other_ranks):
-    other_ranks.append(True)
+@pytest.mark.parametrize("votes, reason", [
+    ([1], "another rank has none"), ([0, 2], "it fails on another rank")])
+def test_where_another_rank_cannot_all_have_all_weights(folder, colossalai, other_ranks, caplog, votes,
+                                                        reason):
+    other_ranks += votes
     encoder = load(folder, ranks="ranks")
-    assert encoder.ranks is None
-    assert torch.equal(encoder.encode(["a red circle"])["y"], load(folder).encode(["a red circle"])["y"])
+    assert encoder.ranks is None and not other_ranks
+    assert [reason in record.message for record in caplog.records] == [True]
+    one, other = (each.encode(["a red circle"])["y"] for each in (encoder, load(folder)))
+    assert torch.equal(one, other)
+
+
+def test_where_it_fails_here_the_others_hear_of_it_and_nothing_of_the_ranks_is_kept(
+        folder, colossalai, other_ranks, caplog, monkeypatch):
+    def fails(self) -> None:
+        raise RuntimeError("no such layer")
+
+    package = sys.modules["colossalai.shardformer.policies.t5"]
+    monkeypatch.setattr(package.T5EncoderPolicy, "module_policy", fails)
+    assert load(folder, ranks="ranks").ranks is None
+    assert "RuntimeError: no such layer" in caplog.text
+    assert colossalai["solutions"] == {}
 
 
 @pytest.mark.parametrize("asked, ranks", [(None, None), (False, "ranks")])
 def test_where_it_is_not_wanted_colossalai_is_left_alone(folder, colossalai, asked, ranks):
-    assert load(folder, shardformer=asked, ranks=ranks).ranks is None and not colossalai
+    assert load(folder, shardformer=asked, ranks=ranks).ranks is None and colossalai.keys() == {"solutions"}
 
 
 def test_an_encoder_that_ranks_hold_together_is_left_and_joined_anew(folder, colossalai):

@@ -241,7 +241,7 @@ def scarce(x):
 def failing(self, ids, mask, embed=T5Encoder.embed, calls=[]):
     assert self.ranks is not None
     calls.append(len(calls))
-    if calls[-1] == 2 and rank() == 1:
+    if calls[-1] in (2, 5) and rank() == 1:
         self.model.encoder.block[-1].layer[-1].forward = scarce
     return embed(self, ids, mask)
 
@@ -252,18 +252,18 @@ sys.exit(inference.main())
 
 @pytest.mark.parametrize("launcher", ["torch", "colossalai"])
 def test_nobody_waits_for_a_rank_that_fails_amid_shared_text_weights(inference, flags, tmp_path, launcher):
-    """All load them anew, and make the other samples as one process with all weights does."""
+    """All load them anew, and make the other samples as one process with all weights does.  However often."""
     pytest.importorskip("colossalai", reason="needs colossalai; constraints/colossalai.txt tells how")
     script, own = tmp_path / "scarce_text.py", ROOT / "tests"
     script.write_text(SCARCE_TEXT.format(scripts=str(ROOT / "scripts"), tests=str(own)))
     run = torchrun(2, *flags, "--sp-size", "2", "--cfg-options", f"launcher={launcher}", script=script)
     run.communicate(timeout=90)
     assert run.returncode == 1
-    (entry,) = failed(tmp_path / "out")
-    assert (entry["file"], entry["cause"]) == ("sample_0002.png", "MemoryError: no room")
+    assert [(entry["file"], entry["cause"]) for entry in failed(tmp_path / "out")] == [
+        (f"sample_000{number}.png", "MemoryError: no room") for number in (2, 5)]
     assert inference(*flags, "--save-dir", str(tmp_path / "whole")) == 0
     made, whole = (pictures(tmp_path / folder) for folder in ("out", "whole"))
-    assert len(made) == 11
+    assert len(made) == 10
     for name, picture in made.items():
         assert np.abs(picture - whole[name]).max() <= 1, name
 

@@ -3,11 +3,11 @@
 Whatever looks along time, at a caption or at a token alone needs no other rank.  A spatial attention does:
 around it, and around nothing else, the split is switched by two all-to-alls, from patches to
 - heads, as Open-Sora does (DeepSpeed-Ulysses, arXiv 2309.14509): q, k and v there, the output back;
-- or frames (DSP, arXiv 2403.10266): tokens there and back, half as many bytes; but with few frames, as of a
-  picture, some ranks have one more than others, or none.
-Where patches, heads or frames do not divide, some ranks hold one more.  An exchange is padded to the largest
-share, so that all ranks send one another as much, and what comes is cut to what it holds: nothing is computed
-of padding, and no norm has to leave it out.
+- or frames (DSP, arXiv 2403.10266): tokens there and back, half as many bytes; but where frames are few, as
+  in a picture, some ranks have one more than others, or none.
+Where patches, heads or frames do not divide, some ranks hold one more.  These all-to-alls are padded to the
+largest share, so that all ranks send one another as much, and what comes is cut to what it holds: nothing is
+computed of padding, and no norm has to leave it out.
 
 Legend: B rows, T frames, S patches per frame, H heads, t, s, h of them on one rank, C channels, D per head.
 """
@@ -22,7 +22,7 @@ from einops import rearrange
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
-from opensora.parallel import exchange_alike, gathered, group_rank, group_size, shares
+from opensora.parallel import exchange, gathered, group_rank, group_size, shares
 
 SP_ATTENTION = ("heads", "frames")
 
@@ -81,7 +81,7 @@ class TokenSplit:
                   parts: tuple[int, ...]) -> Tensor:
         """Dimension `whole` is cut as `cut` says; the ranks' parts of dimension `split` are joined."""
         pieces = [padded(piece, {whole: max(cut), split: max(parts)}) for piece in x.split(cut, dim=whole)]
-        received = exchange_alike(torch.stack(pieces), self.group)
+        received = exchange(torch.stack(pieces), self.group)
         own = cut[group_rank(self.group)]
         return torch.cat([piece.narrow(whole, 0, own).narrow(split, 0, part)
                           for piece, part in zip(received, parts, strict=True)], dim=split)

@@ -281,7 +281,7 @@ class STDiT3(nn.Module):
         angles = self.rope(frames)[:, ::2]  # [T, D/2]: of each pair once
         captions = self.pack_captions(y, mask)
         fps_vectors = self.fps_embedder(fps, len(captions.lengths))
-        if self.training:  # blocks, whose weights may be sharded or recomputed with, ask for keys and values
+        if self.training and torch.is_grad_enabled():  # for one step, by blocks: their weights may be sharded
             pairs = [(captions, captions)] * self.config.depth
         else:
             pairs = [(s.cross_attn.keys_values(captions), t.cross_attn.keys_values(captions))

@@ -6,13 +6,11 @@ import logging
 from collections.abc import Callable
 from typing import Any
 
-import torch
-import torch.distributed as dist
 from torch import nn
 from torch.distributed import ProcessGroup
 from transformers import T5EncoderModel
 
-from opensora.parallel import training_device
+from opensora.parallel import own_device, total
 
 logger = logging.getLogger(__name__)
 
@@ -21,28 +19,31 @@ def sharded_where_wanted(load: Callable[[], T5EncoderModel], asked: bool | None,
                          ranks: ProcessGroup | None) -> tuple[nn.Module, bool]:
     """The encoder, and whether it goes through the package; see `T5Encoder`.
 
-    Where that fails on one of the ranks, none does it, and those that failed warn.
+    Where one of the ranks has no package, or it fails there, none goes through it, and those that wanted to
+    warn.
     """
-    if not (asked or asked is None and ranks is not None and importlib.util.find_spec("colossalai")):
+    if asked is False or asked is None and ranks is None:
         return load(), False
-    model, failed = load(), False
+    missing = importlib.util.find_spec("colossalai") is None
+    if total(missing, ranks, own_device()):
+        if asked or not missing:
+            warn(asked, "it is not installed" if missing else "another rank has none")
+        return load(), False
+    model, failure = load(), ""
     try:
         model = sharded(model, ranks)
     except Exception as error:  # whatever another version of it, or of what it needs, raises
-        failed = True
-        logger.warning("text_encoder.shardformer=%s: the package colossalai cannot be used (%s: %s); each "
-                       "process holds all of T5's weights", asked, type(error).__name__,
-                       " ".join(str(error).split())[:160])
-    # what failed may have left layers half replaced
-    return (load(), False) if fails_anywhere(failed, ranks) else (model, True)
+        failure = f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"
+    if total(bool(failure), ranks, own_device()) == 0:
+        return model, True
+    warn(asked, failure or "it fails on another rank")
+    del model  # layers may be half replaced
+    return load(), False
 
 
-def fails_anywhere(failed: bool, ranks: ProcessGroup | None) -> bool:
-    if ranks is None:
-        return failed
-    failures = torch.tensor(float(failed), device=training_device())
-    dist.all_reduce(failures, group=ranks)
-    return failures.item() > 0
+def warn(asked: bool | None, reason: str) -> None:
+    logger.warning("text_encoder.shardformer=%s: each process holds all of T5's weights, for the package "
+                   "colossalai cannot be used (%s)", asked, reason)
 
 
 def sharded(model: T5EncoderModel, ranks: ProcessGroup | None) -> nn.Module:
@@ -55,9 +56,10 @@ def sharded(model: T5EncoderModel, ranks: ProcessGroup | None) -> nn.Module:
 
     config = ShardConfig(enable_tensor_parallelism=ranks is not None, enable_jit_fused=True,
                          tensor_parallel_process_group=ranks)
-    model = ShardFormer(shard_config=config).optimize(model, policy())[0].requires_grad_(False)
-    LayoutConverter().cached_solution.clear()  # a singleton's, which would keep the group open
-    return model
+    try:
+        return ShardFormer(shard_config=config).optimize(model, policy())[0].requires_grad_(False)
+    finally:
+        LayoutConverter().cached_solution.clear()  # a singleton's, which would keep the group open
 
 
 def policy() -> Any:
