@@ -23,7 +23,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from opensora.restarts import check_restarts, restarts
 
 TIMEOUT = timedelta(minutes=30)  # of a collective, in which all processes wait for the slowest
-LAST_TURN = 0.2  # seconds for other threads before a process ends
+LAST_TURN = 0.2  # seconds for other threads before a process ends; they need milliseconds
 NAMES_COME_AGAIN = torch.__version__ < (2, 14)  # of process groups; see `placeholder`
 LAUNCHERS = ("torch", "colossalai")
 

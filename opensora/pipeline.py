@@ -100,7 +100,7 @@ class Pipeline:
             model.compile_blocks()
         vae = build_module(config.vae, MODELS).to(config.torch_dtype).eval()
         text_encoder = build_module(_text_encoder_config(config, mesh), MODELS)
-        if text_encoder.ranks is not None:
+        if isinstance(text_encoder, T5Encoder) and text_encoder.ranks is not None:
             mesh.keepers.append(text_encoder)
         check_fit(model, vae, text_encoder)
         return cls(config, scheduler, model, vae, text_encoder, mesh)

@@ -128,5 +128,7 @@ def lost_if_it_fails() -> Iterator[None]:
     """Where ranks cannot come together, for the store or the groups fail, they have lost one another."""
     try:
         yield
-    except (RuntimeError, ValueError, OSError) as error:
+    except RankLost:
+        raise
+    except Exception as error:  # of the store, of the groups, of what keeps them
         raise RankLost(f"after a failure, ranks did not come together: {error}") from error

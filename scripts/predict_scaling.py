@@ -3,8 +3,8 @@
 FILE (configs/benchmark/h200.json) holds what one GPU took.  Compute is divided as the tokens are: the rank
 that has most of them counts.  What ranks send, as counted by `benchmark.py --scaling`, is divided by a rate
 that is assumed (LINKS).  Ranks split a spatial attention by heads (the default) or frames (`sp_attention`).
-Text is left out.  The paper's GPU is taken for the measured one made slower by one
-factor, such that one GPU takes as long as the paper says; its rows for more are then a test of the model.
+Text is left out.  The paper's GPU is taken for the measured one made slower by one factor, such that one GPU
+takes as long as the paper says; its rows for more are then a test of the model.
 Prints Markdown.
 """
 from __future__ import annotations

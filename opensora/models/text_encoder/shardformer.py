@@ -4,8 +4,10 @@ from __future__ import annotations
 import importlib.util
 import logging
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
+import torch
 from torch import nn
 from torch.distributed import ProcessGroup
 from transformers import T5EncoderModel
@@ -19,26 +21,35 @@ def sharded_where_wanted(load: Callable[[], T5EncoderModel], asked: bool | None,
                          ranks: ProcessGroup | None) -> tuple[nn.Module, bool]:
     """The encoder, and whether it goes through the package; see `T5Encoder`.
 
-    Where one of the ranks has no package, or it fails there, none goes through it, and those that wanted to
-    warn.
+    Where one of the ranks cannot import the package, or it fails at this model, none goes through it, and
+    those that were to warn.  What a rank may meet alone, want of memory, is raised: others wait in the
+    package's collectives then.
     """
     if asked is False or asked is None and ranks is None:
         return load(), False
-    missing = importlib.util.find_spec("colossalai") is None
-    if total(missing, ranks, own_device()):
-        if asked or not missing:
-            warn(asked, "it is not installed" if missing else "another rank has none")
+    failure = failure_of(policy)
+    if total(bool(failure), ranks, own_device()):
+        if asked or importlib.util.find_spec("colossalai") is not None:
+            warn(asked, failure or "another rank has none")
         return load(), False
-    model, failure = load(), ""
-    try:
-        model = sharded(model, ranks)
-    except Exception as error:  # whatever another version of it, or of what it needs, raises
-        failure = f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"
+    model = load()
+    failure = failure_of(partial(sharded, model, ranks))
     if total(bool(failure), ranks, own_device()) == 0:
         return model, True
     warn(asked, failure or "it fails on another rank")
     del model  # layers may be half replaced
     return load(), False
+
+
+def failure_of(work: Callable[[], object]) -> str:
+    """Whatever another version of the package, or of what it needs, raises; without one, nothing."""
+    try:
+        work()
+    except (MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        return f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"
+    return ""
 
 
 def warn(asked: bool | None, reason: str) -> None:
@@ -47,15 +58,17 @@ def warn(asked: bool | None, reason: str) -> None:
 
 
 def sharded(model: T5EncoderModel, ranks: ProcessGroup | None) -> nn.Module:
-    """By colossalai's policy of tensor parallelism, with its fused kernels.
+    """The same module, by colossalai's policy of tensor parallelism, with its fused kernels.
 
     ranks: have the same captions, each a part of the weights; None: this process has all of them.
     """
     from colossalai.shardformer import ShardConfig, ShardFormer
+    from colossalai.shardformer.layer.utils import Randomizer
     from colossalai.tensor.d_tensor.layout_converter import LayoutConverter
 
     config = ShardConfig(enable_tensor_parallelism=ranks is not None, enable_jit_fused=True,
                          tensor_parallel_process_group=ranks)
+    Randomizer.reset_index()  # ranks have to agree on it, which they may not after a failure
     try:
         return ShardFormer(shard_config=config).optimize(model, policy())[0].requires_grad_(False)
     finally:

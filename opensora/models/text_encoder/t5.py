@@ -149,7 +149,13 @@ class T5Encoder:
         return self.y_embedder.y_embedding[None].repeat(n, 1, 1)[:, None]
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write tokenizer and weights in the layout that `from_pretrained` reads."""
+        """Write tokenizer and weights in the layout that `from_pretrained` reads.
+
+        Raises RuntimeError where this process has a part of them alone.
+        """
+        if self.ranks is not None:
+            raise RuntimeError("several ranks hold the text encoder's weights together; "
+                               "set text_encoder.shardformer=False to save them")
         self.tokenizer.save_pretrained(folder)
         with _NoProgressBars():
             self.model.save_pretrained(folder)
