@@ -125,10 +125,10 @@ class Regrouping:
 
 @contextmanager
 def lost_if_it_fails() -> Iterator[None]:
-    """Where ranks cannot come together, for the store or the groups fail, they have lost one another."""
+    """Where ranks cannot come together, whatever fails at it, they have lost one another."""
     try:
         yield
     except RankLost:
         raise
-    except Exception as error:  # of the store, of the groups, of what keeps them
+    except Exception as error:  # of the store, of the groups, of their keepers
         raise RankLost(f"after a failure, ranks did not come together: {error}") from error
